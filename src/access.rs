@@ -1,0 +1,240 @@
+//! Who may do what: the hook that a route asks.
+
+use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, request::Parts};
+use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
+
+/// Decides whether a request may do what it asks for.
+///
+/// Any closure from an [`Access`] to a future of `Result<_, Denied>` is one; what need not wait returns
+/// [`std::future::ready`]. It is asked before anything of a request's body is read.
+///
+/// Whoever sends the request should be known by then: put the layer that authenticates outside of the
+/// [`CometLayer`](crate::CometLayer), and let it leave what it found in the request's extensions.
+///
+/// ```
+/// use std::future::ready;
+/// use tower_comet::{Access, CometLayer, Comet, Denied, Route};
+///
+/// #[derive(Clone)]
+/// struct User { admin: bool }
+///
+/// let admins = |access: Access| {
+///     ready(match access.extensions().get::<User>() {
+///         Some(user) if user.admin => Ok(()),
+///         Some(_) => Err(Denied::forbidden()),
+///         None => Err(Denied::unauthorized("Bearer")),
+///     })
+/// };
+/// let layer = CometLayer::new(Comet::new())
+///     .route("/audit/{channel}", Route::new().read_by(admins).append_by(admins));
+/// # assert!(format!("{layer:?}").contains("/audit/{channel}"));
+/// ```
+pub trait Authorize: Send + Sync + 'static {
+    /// Grants or denies. What it grants is the channel that was asked for, or another: see [`Grant`].
+    fn authorize(&self, access: Access) -> impl Future<Output = Result<Grant, Denied>> + Send;
+}
+
+impl<F, Fut, G> Authorize for F
+where
+    F: Fn(Access) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<G, Denied>> + Send,
+    G: Into<Grant>,
+{
+    async fn authorize(&self, access: Access) -> Result<Grant, Denied> {
+        self(access).await.map(Into::into)
+    }
+}
+
+/// What a request asks for: an action on a channel, and everything of the request but its body.
+#[derive(Debug)]
+pub struct Access {
+    channel: String,
+    action: Action,
+    parts: Parts,
+}
+
+impl Access {
+    pub(crate) fn new(channel: String, action: Action, parts: Parts) -> Self {
+        Self { channel, action, parts }
+    }
+
+    /// The channel's name, as the route gives it: percent-decoded, and checked.
+    #[must_use]
+    pub fn channel(&self) -> &str {
+        &self.channel
+    }
+
+    /// What is to be done with it.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// What outer layers left with the request.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions {
+        &self.parts.extensions
+    }
+
+    /// The request's headers.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    /// The request's target, as the layer sees it.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.parts.uri
+    }
+
+    /// The request's method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        &self.parts.method
+    }
+}
+
+/// What can be done with a channel over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Action {
+    /// Reading, and waiting: `GET`, `HEAD`.
+    Read,
+    /// Appending: `POST`.
+    Append,
+}
+
+/// What an [`Authorize`] allows: the channel that was asked for, or another in its place.
+///
+/// ```
+/// use std::future::ready;
+/// use tower_comet::{Access, Denied, Grant, Route};
+///
+/// #[derive(Clone)]
+/// struct Tenant(String);
+///
+/// // `/inbox` is another channel for each tenant: the name comes from the login, not from the path.
+/// let inbox = Route::new().read_by(|access: Access| {
+///     ready(match access.extensions().get::<Tenant>() {
+///         Some(Tenant(tenant)) => Ok(Grant::channel(format!("/tenants/{tenant}/inbox"))),
+///         None => Err(Denied::unauthorized("Bearer")),
+///     })
+/// });
+/// # let _ = inbox;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Grant {
+    channel: Option<String>,
+}
+
+impl Grant {
+    /// Allows the action, on this channel in place of the one that was asked for.
+    pub fn channel(name: impl Into<String>) -> Self {
+        Self { channel: Some(name.into()) }
+    }
+
+    pub(crate) fn into_channel(self) -> Option<String> {
+        self.channel
+    }
+}
+
+/// The channel that was asked for.
+impl From<()> for Grant {
+    fn from((): ()) -> Self {
+        Self::default()
+    }
+}
+
+/// What an [`Authorize`] answers to who may not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    pub(crate) kind: DeniedKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeniedKind {
+    Unauthorized(HeaderValue),
+    Forbidden,
+    NotFound,
+}
+
+impl Denied {
+    /// 401: it is not known who asks. The challenge is the `WWW-Authenticate` that a 401 must carry (RFC 9110,
+    /// section 11.6.1), such as `Bearer` or `Basic realm="chat"`.
+    ///
+    /// # Panics
+    ///
+    /// If the challenge has characters in it that no header may carry.
+    #[must_use]
+    #[track_caller]
+    pub fn unauthorized(challenge: &str) -> Self {
+        let challenge = HeaderValue::from_str(challenge).expect("a challenge is a header's value");
+        Self { kind: DeniedKind::Unauthorized(challenge) }
+    }
+
+    /// 403: who asks is known, and may not.
+    #[must_use]
+    pub fn forbidden() -> Self {
+        Self { kind: DeniedKind::Forbidden }
+    }
+
+    /// 404: who asks is not even to know that there is such a channel.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self { kind: DeniedKind::NotFound }
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            DeniedKind::Unauthorized(_) => "it is not known who asks",
+            DeniedKind::Forbidden => "this is not allowed",
+            DeniedKind::NotFound => "there is no such channel",
+        })
+    }
+}
+
+impl Error for Denied {}
+
+/// One action of a route.
+#[derive(Clone, Default)]
+pub(crate) enum Gate {
+    #[default]
+    Shut,
+    Open,
+    Ask(Arc<dyn Ask>),
+}
+
+impl Gate {
+    pub(crate) fn ask(authorize: impl Authorize) -> Self {
+        Self::Ask(Arc::new(authorize))
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        matches!(self, Self::Shut)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shut => "shut",
+            Self::Open => "open",
+            Self::Ask(_) => "ask",
+        })
+    }
+}
+
+/// An [`Authorize`] without its type.
+pub(crate) trait Ask: Send + Sync {
+    fn ask(&self, access: Access) -> Pin<Box<dyn Future<Output = Result<Grant, Denied>> + Send + '_>>;
+}
+
+impl<A: Authorize> Ask for A {
+    fn ask(&self, access: Access) -> Pin<Box<dyn Future<Output = Result<Grant, Denied>> + Send + '_>> {
+        Box::pin(self.authorize(access))
+    }
+}

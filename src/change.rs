@@ -1,0 +1,192 @@
+//! What is to be done to a channel, as a future.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+};
+
+use serde::Serialize;
+
+use crate::{
+    Error, Offset,
+    channel::JSON,
+    engine::Batch,
+    registry::{Registry, Terms},
+};
+
+/// A change to a channel: [`publish`](crate::Channel::publish), [`append`](crate::Channel::append),
+/// [`create`](crate::Channel::create), [`close`](crate::Channel::close) or [`delete`](crate::Channel::delete).
+///
+/// A future of the offset where the channel ends when it is done. `Send + 'static`, so that it can be
+/// spawned, and without a borrow of what was published. With the logs in memory it is ready when it is first
+/// polled and needs no runtime.
+///
+/// # Cancel safety
+///
+/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it.
+#[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
+pub struct Change {
+    registry: Arc<Registry>,
+    name: Arc<str>,
+    what: Option<What>,
+}
+
+enum What {
+    Append(Result<Batch, Error>),
+    Create(Arc<str>),
+    Close,
+    Delete,
+}
+
+impl Change {
+    pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
+        Self { registry, name, what: Some(What::Append(batch)) }
+    }
+
+    pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, content_type: Arc<str>) -> Self {
+        Self { registry, name, what: Some(What::Create(content_type)) }
+    }
+
+    pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
+        Self { registry, name, what: Some(What::Close) }
+    }
+
+    pub(crate) fn delete(registry: Arc<Registry>, name: Arc<str>) -> Self {
+        Self { registry, name, what: Some(What::Delete) }
+    }
+
+    /// Blocks the thread until it is done: for code outside a runtime.
+    ///
+    /// ```
+    /// use tower_comet::Comet;
+    ///
+    /// let comet = Comet::new();
+    /// let sensor = comet.channel("/sensor");
+    /// std::thread::spawn(move || sensor.publish(&21.5).wait()).join().unwrap()?;
+    /// assert_eq!(comet.channel("/sensor").history(), 1);
+    /// # Ok::<(), tower_comet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of what is done.
+    pub fn wait(self) -> Result<Offset, Error> {
+        block_on(self)
+    }
+}
+
+impl Future for Change {
+    type Output = Result<Offset, Error>;
+
+    /// # Panics
+    ///
+    /// If polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        let what = self.what.take().expect("`Change` polled after it was ready");
+        Poll::Ready(match what {
+            What::Append(batch) => batch.and_then(|batch| {
+                self.registry.append(&self.name, &batch, &Terms { content_type: None, create: Some(&JSON.into()) })
+            }),
+            What::Create(content_type) => self.registry.create(&self.name, &content_type),
+            What::Close => self.registry.close_channel(&self.name, Some(&JSON.into())),
+            What::Delete => self.registry.delete(&self.name),
+        })
+    }
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.what {
+            Some(What::Append(_)) => "append",
+            Some(What::Create(_)) => "create",
+            Some(What::Close) => "close",
+            Some(What::Delete) => "delete",
+            None => "done",
+        };
+        f.debug_struct("Change").field("channel", &self.name).field("what", &what).finish_non_exhaustive()
+    }
+}
+
+/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of how many have it.
+///
+/// # Cancel safety
+///
+/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it.
+#[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
+pub struct Broadcast {
+    registry: Arc<Registry>,
+    ready: Option<Result<(matchit::Router<()>, Batch), Error>>,
+}
+
+impl Broadcast {
+    pub(crate) fn new<T: Serialize + ?Sized>(registry: Arc<Registry>, pattern: &str, value: &T) -> Self {
+        let mut router = matchit::Router::new();
+        let inserted = router.insert(pattern, ()).map_err(|error| Error::Pattern(error.into()));
+        let ready = inserted.and_then(|()| Ok((router, Batch::value(value)?)));
+        Self { registry, ready: Some(ready) }
+    }
+
+    /// Blocks the thread until it is done: for code outside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Comet::broadcast`](crate::Comet::broadcast).
+    pub fn wait(self) -> Result<usize, Error> {
+        block_on(self)
+    }
+}
+
+impl Future for Broadcast {
+    type Output = Result<usize, Error>;
+
+    /// # Panics
+    ///
+    /// If polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        let ready = self.ready.take().expect("`Broadcast` polled after it was ready");
+        Poll::Ready(ready.and_then(|(pattern, batch)| {
+            let (mut reached, mut full) = (0, None);
+            for name in self.registry.names().filter(|name| pattern.at(name).is_ok()) {
+                let terms = Terms { content_type: None, create: Some(&JSON.into()) };
+                match self.registry.append(&name, &batch, &terms) {
+                    Ok(_) => reached += 1,
+                    // Not meant, or too late.
+                    Err(Error::Closed | Error::ContentType { .. }) => {}
+                    Err(Error::Full(limit)) => full = Some(limit),
+                    Err(error) => return Err(error),
+                }
+            }
+            full.map_or(Ok(reached), |limit| Err(Error::Full(limit)))
+        }))
+    }
+}
+
+impl fmt::Debug for Broadcast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broadcast").finish_non_exhaustive()
+    }
+}
+
+/// Runs a future on this thread, which sleeps between two polls.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

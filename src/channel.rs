@@ -1,0 +1,200 @@
+//! One channel, from the inside.
+
+use bytes::Bytes;
+use serde::Serialize;
+use std::{fmt, sync::Arc};
+
+use crate::{
+    Change, Offset, Subscription,
+    engine::{Batch, Start, is_json},
+    registry::Registry,
+};
+
+/// The type of a channel that nobody gave another.
+pub(crate) const JSON: &str = "application/json";
+
+/// A channel, by name: what a server publishes to.
+///
+/// It is a handle, cheap to clone, and makes nothing by itself. A channel comes to be with its
+/// first append or [`create`](Self::create). One that was not created explicitly is forgotten when its history has aged out
+/// and nobody waits on it.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// use tower_comet::Comet;
+///
+/// let comet = Comet::new();
+/// let news = comet.channel("/events/news");
+/// let mut reader = news.subscribe();
+///
+/// news.publish(&["any", "value", "of", "serde"]).await?;
+///
+/// let message = reader.recv().await?.expect("not closed yet");
+/// assert_eq!(&message.data()[..], br#"["any","value","of","serde"]"#);
+/// # Ok::<(), tower_comet::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Channel {
+    registry: Arc<Registry>,
+    name: Arc<str>,
+}
+
+impl Channel {
+    pub(crate) fn new(registry: Arc<Registry>, name: &str) -> Self {
+        Self { registry, name: name.into() }
+    }
+
+    /// The name: on a route without a name of its own, the path that the channel is read at.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Appends a value as one JSON message, and wakes everybody who waits. Resolves to the offset just after it.
+    ///
+    /// The value is encoded now; the append is made when the returned future is first polled, and never waits for a
+    /// subscriber. Outside a runtime, [`wait`](Change::wait) for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Encode`](crate::Error::Encode) if the value cannot be JSON, [`TooLarge`](crate::Error::TooLarge) beyond
+    /// [`max_append`](crate::CometBuilder::max_append), [`ContentType`](crate::Error::ContentType) if the channel holds
+    /// another type, [`Closed`](crate::Error::Closed) if its stream has ended, [`Full`](crate::Error::Full) if there is no
+    /// room, [`Name`](crate::Error::Name) if no channel can have the name.
+    pub fn publish<T: Serialize + ?Sized>(&self, value: &T) -> Change {
+        Change::append(self.registry.clone(), self.name.clone(), Batch::value(value))
+    }
+
+    /// Appends bytes of the channel's content type, and wakes everybody who waits. Resolves to the offset just after them.
+    ///
+    /// On a JSON channel (which an unknown one becomes) the bytes must be JSON, and an array is flattened one
+    /// level: its elements are messages of one append. On any other channel the bytes are kept as they are, without a
+    /// copy.
+    ///
+    /// # Errors
+    ///
+    /// As for [`publish`](Self::publish), with [`Json`](crate::Error::Json) if a JSON channel is given something else and
+    /// [`Empty`](crate::Error::Empty) if there is nothing to append.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let comet = Comet::new();
+    /// let log = comet.channel("/build/42");
+    /// log.create("text/plain").wait()?;
+    /// log.append("compiling…\n").wait()?;
+    ///
+    /// let numbers = comet.channel("/numbers");
+    /// numbers.append("[1, 2, 3]").wait()?;
+    /// assert!(matches!(numbers.append("[1, 2").wait(), Err(Error::Json(_))));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn append(&self, bytes: impl Into<Bytes>) -> Change {
+        let bytes = bytes.into();
+        // The type is looked at now, as the encoding is done now; the append itself checks that it still holds.
+        let known = self.registry.read(&self.name, Start::Tail, 0).ok().and_then(|reading| reading.content_type);
+        let batch = if known.is_none_or(|known| is_json(&known)) { Batch::json(&bytes) } else { Batch::bytes(bytes) };
+        Change::append(self.registry.clone(), self.name.clone(), batch)
+    }
+
+    /// Makes the channel, with a content type, to stay until it is [`delete`](Self::delete)d. Resolves to its tail.
+    ///
+    /// Creating it again with the same type changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ContentType`](crate::Error::ContentType) if it holds another type, [`MediaType`](crate::Error::MediaType) if
+    /// this is none, [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
+    pub fn create(&self, content_type: &str) -> Change {
+        Change::create(self.registry.clone(), self.name.clone(), content_type.into())
+    }
+
+    /// Ends the stream: everybody who waits is told at once, later readers when they reach the end, and nothing
+    /// is appended any more. Resolves to the final offset.
+    ///
+    /// A channel that nobody has made is made, closed: who waits on it is told too. Closing again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let job = Comet::new().channel("/jobs/7");
+    /// job.publish("done").wait()?;
+    /// job.close().wait()?;
+    /// assert!(job.is_closed());
+    /// assert!(matches!(job.publish("more").wait(), Err(Error::Closed)));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn close(&self) -> Change {
+        Change::close(self.registry.clone(), self.name.clone())
+    }
+
+    /// Deletes the channel with all that it holds; everybody who waits is told at once (404). Resolves to the
+    /// offset where it ended.
+    ///
+    /// A channel of the same name that is made later never takes an offset of this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unknown`](crate::Error::Unknown) if there is none, [`Name`](crate::Error::Name).
+    pub fn delete(&self) -> Change {
+        Change::delete(self.registry.clone(), self.name.clone())
+    }
+
+    /// Reads along in process, from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        self.subscription(Start::Tail)
+    }
+
+    /// Reads along in process, from just after an offset: one that [`publish`](Self::publish) returned, a
+    /// [`Message`](crate::Message) carried, or a client sent.
+    ///
+    /// Whether it is still a place to resume from, the first [`recv`](Subscription::recv) says.
+    #[must_use]
+    pub fn subscribe_after(&self, offset: Offset) -> Subscription {
+        self.subscription(Start::After(offset))
+    }
+
+    /// Reads along in process, from the earliest message that is kept.
+    #[must_use]
+    pub fn subscribe_earliest(&self) -> Subscription {
+        self.subscription(Start::Earliest)
+    }
+
+    fn subscription(&self, start: Start) -> Subscription {
+        Subscription::new(self.registry.clone(), self.name.clone(), start)
+    }
+
+    /// The offset just after the last append.
+    #[must_use]
+    pub fn tail(&self) -> Offset {
+        self.registry.tail(&self.name)
+    }
+
+    /// How many wait: parked requests, and subscriptions in `recv`.
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.registry.waiters(&self.name)
+    }
+
+    /// How many appends are kept.
+    #[must_use]
+    pub fn history(&self) -> usize {
+        self.registry.history(&self.name)
+    }
+
+    /// Whether the stream has ended: see [`close`](Self::close).
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.registry.read(&self.name, Start::Tail, 0).is_ok_and(|reading| reading.closed)
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,297 @@
+//! The channels.
+
+use serde::Serialize;
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use crate::{
+    Broadcast, Channel, Retention,
+    registry::{Drained, Limits, Registry},
+};
+
+/// The channels: named, ordered logs of messages, and everybody who waits on them.
+///
+/// A `Comet` is made once and cloned freely; all clones are the same channels. It needs no HTTP: the
+/// routes are a [`CometLayer`](crate::CometLayer)'s, and several layers may serve one `Comet`, say a public port that
+/// reads and a private one that publishes.
+///
+/// ```
+/// use tower_comet::Comet;
+///
+/// let comet = Comet::new();
+/// comet.channel("/events/news").publish("it works").wait()?;
+///
+/// assert_eq!(comet.channels().count(), 1);
+/// assert_eq!(comet.stats().waiters, 0);
+/// # Ok::<(), tower_comet::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Comet {
+    registry: Arc<Registry>,
+}
+
+impl Comet {
+    /// Channels with the default limits: see [`CometBuilder`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// Sets other limits than the defaults.
+    pub fn builder() -> CometBuilder {
+        CometBuilder { limits: Limits::default(), retention: Retention::default() }
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The channel of this name: on a route without a name of its own, the path that it is read at.
+    ///
+    /// This makes nothing. The channel comes to be with its first append (or
+    /// [`create`](Channel::create)); a name that no channel can have is an error of what is done then.
+    pub fn channel(&self, name: impl AsRef<str>) -> Channel {
+        Channel::new(self.registry.clone(), name.as_ref())
+    }
+
+    /// All channels that hold something or are waited on, in no particular order.
+    ///
+    /// A walk, not a snapshot: channels that come and go meanwhile may or may not be met.
+    pub fn channels(&self) -> impl Iterator<Item = Channel> + use<'_> {
+        self.registry.names().map(|name| self.channel(name))
+    }
+
+    /// Publishes a value, as one JSON message, to every channel whose name matches a pattern; the future says to
+    /// how many.
+    ///
+    /// The pattern is like a route's: `/rooms/{room}` matches `/rooms/42`, `/rooms/{*rest}` matches everything below.
+    /// Channels are those that [`channels`](Self::channels) would meet; those that are closed or hold
+    /// another type than JSON are passed over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pattern`](crate::Error::Pattern) if the pattern is malformed,
+    /// [`Error::Encode`](crate::Error::Encode) and [`Error::TooLarge`](crate::Error::TooLarge) as in
+    /// [`Channel::publish`]: nothing is published then. [`Error::Full`](crate::Error::Full) if some channel had no room;
+    /// the others have the message.
+    ///
+    /// ```
+    /// # use tower_comet::Comet;
+    /// let comet = Comet::new();
+    /// comet.channel("/rooms/1").publish("hello").wait()?;
+    /// comet.channel("/rooms/2").publish("hello").wait()?;
+    /// comet.channel("/news").publish("hello").wait()?;
+    ///
+    /// assert_eq!(comet.broadcast("/rooms/{room}", "closing in five minutes").wait()?, 2);
+    /// assert_eq!(comet.channel("/rooms/2").history(), 2);
+    /// assert_eq!(comet.channel("/news").history(), 1);
+    /// # Ok::<(), tower_comet::Error>(())
+    /// ```
+    pub fn broadcast<T: Serialize + ?Sized>(&self, pattern: &str, value: &T) -> Broadcast {
+        Broadcast::new(self.registry.clone(), pattern, value)
+    }
+
+    /// How many wait on all channels together: parked requests, and [`Subscription`](crate::Subscription)s in `recv`.
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.registry.usage().waits()
+    }
+
+    /// What is in use and what has been done, for metrics.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let usage = self.registry.usage();
+        Stats {
+            channels: usage.channels(),
+            waiters: usage.waits(),
+            history_bytes: usage.history(),
+            appends: usage.appends(),
+            delivered: usage.delivered(),
+            timed_out: usage.timed_out(),
+        }
+    }
+
+    /// Ends all waits: what is parked is answered at once (204, at its own offset, so that nothing is
+    /// lost), and later waits are refused (503 with a `Retry-After` that differs from client to client).
+    ///
+    /// Reading what there is, and publishing, go on; there is no way back. Answers given from now on
+    /// carry `Connection: close` on HTTP/1.1, so that a client's next request reaches another node.
+    ///
+    /// Without it a server that shuts down gracefully waits for every parked request: see [`close_on`](Self::close_on).
+    pub fn close(&self) {
+        self.registry.close();
+    }
+
+    /// Whether [`close`](Self::close) was called, or [`close_over`](Self::close_over) has begun.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.registry.is_closing()
+    }
+
+    /// Waits for a signal and then [`close`](Self::close)s: the future to hand to a server's graceful shutdown.
+    ///
+    /// ```
+    /// # use tower_comet::Comet;
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let comet = Comet::new();
+    /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// let closed = comet.close_on(stopped);
+    /// // axum::serve(listener, app).with_graceful_shutdown(closed)
+    /// stop.send(()).unwrap();
+    /// closed.await;
+    /// assert!(comet.is_closing());
+    /// # });
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the signal, nothing is closed.
+    pub fn close_on<F: Future>(&self, signal: F) -> impl Future<Output = ()> + use<F> {
+        let comet = self.clone();
+        async move {
+            signal.await;
+            comet.close();
+        }
+    }
+
+    /// Ends all waits, a few at a time, evenly over a duration, so that clients do not come back as one
+    /// herd; new waits are refused from the start. [`close`](Self::close)s at the end.
+    ///
+    /// Needs a tokio runtime with its timer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped on the way, new waits stay refused and those that were not ended yet stay parked.
+    pub fn close_over(&self, duration: Duration) -> impl Future<Output = ()> + use<> {
+        /// Short enough that no step is a herd of its own.
+        const STEP: Duration = Duration::from_millis(10);
+        let registry = self.registry.clone();
+        async move {
+            registry.drain();
+            let mut steps = duration.as_millis() / STEP.as_millis();
+            let mut step = tokio::time::interval(STEP);
+            step.tick().await;
+            while steps > 0 {
+                let waiting = registry.usage().waits();
+                registry.release(waiting.div_ceil(usize::try_from(steps).unwrap_or(usize::MAX)));
+                step.tick().await;
+                steps -= 1;
+            }
+            registry.close();
+        }
+    }
+
+    /// Resolves when nothing is parked. It closes nothing: call [`close`](Self::close) first, or it may take as long
+    /// as the longest wait, and for ever while clients come back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        Drained::new(self.registry.clone())
+    }
+}
+
+impl Default for Comet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Comet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Comet").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// Limits for a [`Comet`]: everything that a stranger's request can make grow has one.
+///
+/// What was acknowledged is never thrown away to stay within them; new appends and waits are refused instead.
+///
+/// ```
+/// use tower_comet::{Comet, Error, Limit};
+///
+/// let comet = Comet::builder().max_channels(1).build();
+/// comet.channel("/a").publish("fits").wait()?;
+/// let refused = comet.channel("/b").publish("does not").wait();
+/// assert!(matches!(refused, Err(Error::Full(Limit::Channels))));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder makes nothing until `build`"]
+pub struct CometBuilder {
+    limits: Limits,
+    retention: Retention,
+}
+
+impl CometBuilder {
+    /// How much history each channel keeps. Default 1,000 appends, 1 MiB and 1 hour.
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// The bytes of one append: the body of a `POST`, a published value as JSON. Default 1 MiB. Beyond:
+    /// 413, [`Error::TooLarge`](crate::Error::TooLarge).
+    pub fn max_append(mut self, bytes: usize) -> Self {
+        self.limits.append = bytes;
+        self
+    }
+
+    /// The bytes of all history together, 64 for each append counted in. Default 256 MiB. Beyond: 503,
+    /// [`Limit::History`](crate::Limit::History).
+    pub fn max_history(mut self, bytes: usize) -> Self {
+        self.limits.history = bytes;
+        self
+    }
+
+    /// The number of channels that hold a log. Default 100,000. Beyond: 503,
+    /// [`Limit::Channels`](crate::Limit::Channels). Channels that are only waited on do not count; they are gone with their
+    /// last waiter.
+    pub fn max_channels(mut self, channels: usize) -> Self {
+        self.limits.channels = channels;
+        self
+    }
+
+    /// The number of waits on all channels together. Default 100,000. Beyond: 503, [`Limit::Waits`](crate::Limit::Waits).
+    pub fn max_waits(mut self, waits: usize) -> Self {
+        self.limits.waits = waits;
+        self
+    }
+
+    /// The number of waits on one channel. Default 100,000. Beyond: 503,
+    /// [`Limit::WaitsPerChannel`](crate::Limit::WaitsPerChannel).
+    pub fn max_waits_per_channel(mut self, waits: usize) -> Self {
+        self.limits.waits_per_channel = waits;
+        self
+    }
+
+    /// The bytes of a channel's name, decoded. Default 255. Beyond: 400, [`Error::Name`](crate::Error::Name).
+    pub fn max_name(mut self, bytes: usize) -> Self {
+        self.limits.name = bytes;
+        self
+    }
+
+    /// Makes the channels.
+    #[must_use]
+    pub fn build(self) -> Comet {
+        Comet { registry: Arc::new(Registry::new(self.limits, self.retention)) }
+    }
+}
+
+/// What is in use and what has been done: see [`Comet::stats`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Channels that hold a log.
+    pub channels: usize,
+    /// Parked requests, and subscriptions in `recv`.
+    pub waiters: usize,
+    /// Bytes of all history, in the measure of [`CometBuilder::max_history`].
+    pub history_bytes: usize,
+    /// Appends since the start.
+    pub appends: u64,
+    /// Waits over HTTP that were answered with messages since the start.
+    pub delivered: u64,
+    /// Waits over HTTP that timed out since the start.
+    pub timed_out: u64,
+}

@@ -1,0 +1,167 @@
+//! One append, encoded once.
+
+use bytes::Bytes;
+use serde::{
+    Serialize,
+    de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor},
+};
+use std::fmt;
+
+use crate::Error;
+
+/// What one append adds: one or more JSON messages, or bytes.
+///
+/// JSON is kept as the text of an array of its messages, `[1,{"a":2}]`: that is the answer to a reader
+/// who missed just this append, so all who waited share these bytes; and a longer answer is the same
+/// texts with the inner brackets left out.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(super) data: Bytes,
+    pub(super) messages: u32,
+    pub(super) json: bool,
+}
+
+impl Batch {
+    /// One JSON message out of a value.
+    pub(crate) fn value<T: Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
+        let mut text = Vec::with_capacity(128);
+        text.push(b'[');
+        serde_json::to_writer(&mut text, value).map_err(|error| Error::Encode(error.into()))?;
+        text.push(b']');
+        // History holds it for long: no spare capacity.
+        Ok(Self { data: Bytes::from(text.into_boxed_slice()), messages: 1, json: true })
+    }
+
+    /// JSON text as a client sends it: an array is flattened one level, anything else is one
+    /// message (Durable Streams, section 9.1). An empty array is nothing to append.
+    pub(crate) fn json(text: &[u8]) -> Result<Self, Error> {
+        let text = std::str::from_utf8(text).map_err(|error| Error::Json(error.into()))?;
+        let text = text.trim_matches([' ', '\t', '\r', '\n']);
+        let mut json = serde_json::Deserializer::from_str(text);
+        let (messages, data) = if text.starts_with('[') {
+            let messages = json.deserialize_seq(Count).map_err(|error| Error::Json(error.into()))?;
+            (messages, Bytes::copy_from_slice(text.as_bytes()))
+        } else {
+            json.deserialize_ignored_any(IgnoredAny).map_err(|error| Error::Json(error.into()))?;
+            (1, Bytes::from(["[", text, "]"].concat().into_bytes().into_boxed_slice()))
+        };
+        json.end().map_err(|error| Error::Json(error.into()))?;
+        if messages == 0 {
+            return Err(Error::Empty);
+        }
+        Ok(Self { data, messages, json: true })
+    }
+
+    /// Bytes, whose framing is the application's.
+    pub(crate) fn bytes(data: Bytes) -> Result<Self, Error> {
+        if data.is_empty() {
+            return Err(Error::Empty);
+        }
+        Ok(Self { data, messages: 1, json: false })
+    }
+
+    /// The bytes of the messages; the brackets of the array are ours.
+    pub(crate) fn size(&self) -> usize {
+        self.data.len() - if self.json { 2 } else { 0 }
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("messages", &self.messages).field("bytes", &self.data.len()).finish()
+    }
+}
+
+/// Counts the elements of an array without keeping any.
+struct Count;
+
+impl<'de> Visitor<'de> for Count {
+    type Value = u32;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<u32, A::Error> {
+        let mut messages = 0u32;
+        while array.next_element::<IgnoredAny>()?.is_some() {
+            messages = messages.saturating_add(1);
+        }
+        Ok(messages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn messages(batch: &Batch) -> Vec<Value> {
+        serde_json::from_slice(&batch.data).expect("a batch is a JSON array")
+    }
+
+    #[test]
+    fn arrays_are_flattened_exactly_one_level() {
+        for (text, expected) in [
+            ("1", json!([1])),
+            (" {\"a\": [1, 2]}\r\n", json!([{"a": [1, 2]}])),
+            ("[1, 2]", json!([1, 2])),
+            ("\t[[1,2],[3]]\n", json!([[1, 2], [3]])),
+            ("[[]]", json!([[]])),
+            ("null", json!([null])),
+            ("\"[1,2]\"", json!(["[1,2]"])),
+        ] {
+            let batch = Batch::json(text.as_bytes()).expect(text);
+            assert_eq!(Value::from(messages(&batch)), expected, "{text:?}");
+            assert_eq!(batch.messages as usize, messages(&batch).len(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in ["", "  ", "{", "[1,", "[1,]", "1 2", "[1] [2]", "[1]]", "nul", "'a'", "\u{feff}1", "[1}", "NaN"] {
+            assert!(matches!(Batch::json(text.as_bytes()), Err(Error::Json(_))), "{text:?}");
+        }
+        assert!(matches!(Batch::json(b"\"\xff\""), Err(Error::Json(_))), "UTF-8");
+        assert!(matches!(Batch::json(b"[\"\xff\"]"), Err(Error::Json(_))), "UTF-8 in an array");
+        assert!(matches!(Batch::json(b" [ ] "), Err(Error::Empty)));
+    }
+
+    #[test]
+    fn a_million_brackets_do_not_end_the_stack() {
+        let deep = [vec![b'['; 500_000], vec![b']'; 500_000]].concat();
+        assert_eq!(Batch::json(&deep).expect("it is JSON").messages, 1);
+        assert!(Batch::json(&vec![b'['; 1_000_000]).is_err());
+    }
+
+    #[test]
+    fn a_published_array_is_one_message() {
+        let batch = Batch::value(&json!([1, 2])).expect("JSON");
+        assert_eq!((messages(&batch), batch.messages), (vec![json!([1, 2])], 1));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_never_panic_and_stay_json(text in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let agreed: Option<Value> = serde_json::from_slice(&text).ok();
+            match Batch::json(&text) {
+                Ok(batch) => prop_assert_eq!(messages(&batch).len(), batch.messages as usize),
+                Err(Error::Empty) => prop_assert_eq!(agreed, Some(json!([]))),
+                Err(_) => prop_assert_eq!(agreed, None),
+            }
+        }
+
+        #[test]
+        fn json_like_text_is_read_as_serde_json_reads_it(text in r#"[\[\]{}:,"0-9a ]{0,12}"#) {
+            let agreed: Option<Value> = serde_json::from_str(&text).ok();
+            match (Batch::json(text.as_bytes()), agreed) {
+                (Ok(batch), Some(Value::Array(values))) => prop_assert_eq!(messages(&batch), values),
+                (Ok(batch), Some(value)) => prop_assert_eq!(messages(&batch), vec![value]),
+                (Err(Error::Empty), Some(value)) => prop_assert_eq!(value, json!([])),
+                (Err(_), None) => {}
+                (got, agreed) => prop_assert!(false, "{:?} {:?}", got, agreed),
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `{position:016}_{fingerprint:016x}`: where in a log, and in which one.
+
+use std::{error::Error, fmt, str::FromStr};
+
+/// A place in a channel's log: the position just after an append.
+///
+/// It is what a client sends as `offset=…` to go on from where it was, and what `Stream-Next-Offset`
+/// tells it (Durable Streams, section 6). Its text is 33 characters, safe in a URL, and sorts in the order of
+/// the log; beyond that it is opaque.
+///
+/// Next to a dense count it holds a fingerprint of the append itself. An offset of another log
+/// (the server was restarted, the channel deleted and made again) is therefore *recognised* and
+/// refused, never mistaken for a place in this one.
+///
+/// ```
+/// use tower_comet::{Comet, Offset};
+///
+/// let comet = Comet::new();
+/// let first = comet.channel("/news").publish("one").wait()?;
+/// let second = comet.channel("/news").publish("two").wait()?;
+/// assert!(first < second);
+///
+/// let text = first.to_string();
+/// assert_eq!(text.len(), 33);
+/// assert_eq!(text.parse::<Offset>()?, first);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Offset {
+    position: u64,
+    fingerprint: u64,
+}
+
+impl Offset {
+    /// Before anything: the tail of a channel that nobody has made.
+    pub(crate) const ZERO: Self = Self::new(0, 0);
+
+    /// The length of an offset's text.
+    pub(crate) const LEN: usize = 33;
+
+    pub(crate) const fn new(position: u64, fingerprint: u64) -> Self {
+        Self { position, fingerprint }
+    }
+
+    pub(crate) const fn position(self) -> u64 {
+        self.position
+    }
+
+    pub(crate) const fn fingerprint(self) -> u64 {
+        self.fingerprint
+    }
+}
+
+impl FromStr for Offset {
+    type Err = ParseOffsetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // Exactly one text an offset, so that equal places are equal URLs: no sign, no upper case, no
+        // missing zero, all of which `parse` and `from_str_radix` would let pass.
+        let canonical = text.len() == Self::LEN
+            && text.bytes().enumerate().all(|(at, byte)| match at {
+                0..16 => byte.is_ascii_digit(),
+                16 => byte == b'_',
+                _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+            });
+        if !canonical {
+            return Err(ParseOffsetError(()));
+        }
+        let position = text[..16].parse().map_err(|_| ParseOffsetError(()))?;
+        let fingerprint = u64::from_str_radix(&text[17..], 16).map_err(|_| ParseOffsetError(()))?;
+        Ok(Self::new(position, fingerprint))
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016}_{:016x}", self.position, self.fingerprint)
+    }
+}
+
+impl fmt::Debug for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Offset({self})")
+    }
+}
+
+/// The text is not an [`Offset`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseOffsetError(());
+
+impl fmt::Display for ParseOffsetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an offset is 16 digits, `_` and 16 lower-case hexadecimal digits")
+    }
+}
+
+impl Error for ParseOffsetError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_the_canonical_text_parses() {
+        for bad in [
+            "",
+            "-1",
+            "now",
+            "0",
+            "0000000000000000_000000000000000",
+            "0000000000000000_00000000000000000",
+            "0000000000000000-0000000000000000",
+            "+000000000000001_0000000000000000",
+            "0000000000000001_+000000000000000",
+            "0000000000000001_000000000000000A",
+            "000000000000000a_0000000000000000",
+            " 000000000000001_0000000000000000",
+            "00000000000000\u{e9}_0000000000000000",
+        ] {
+            assert!(bad.parse::<Offset>().is_err(), "{bad:?}");
+        }
+        assert_eq!("0000000000000000_0000000000000000".parse(), Ok(Offset::ZERO));
+        assert!("9999999999999999_9999999999999999".parse::<Offset>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_offset_agree_in_value_and_order(
+            a in (0..10u64.pow(16), any::<u64>()),
+            b in (0..10u64.pow(16), any::<u64>()),
+        ) {
+            let (a, b) = (Offset::new(a.0, a.1), Offset::new(b.0, b.1));
+            prop_assert_eq!(a.to_string().parse(), Ok(a));
+            prop_assert_eq!(a.to_string().cmp(&b.to_string()), a.cmp(&b));
+        }
+
+        #[test]
+        fn hostile_text_never_panics_and_round_trips_if_it_parses(text in ".{0,40}") {
+            if let Ok(offset) = text.parse::<Offset>() {
+                prop_assert_eq!(offset.to_string(), text);
+            }
+        }
+    }
+}

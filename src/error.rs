@@ -1,0 +1,103 @@
+//! What can go wrong in process. Over HTTP each has its status.
+
+use std::{error, fmt};
+
+use crate::Gone;
+
+type Source = Box<dyn error::Error + Send + Sync>;
+
+/// Why a channel did not do what it was asked to. Nothing was changed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name is empty, longer than
+    /// [`CometBuilder::max_name`](crate::CometBuilder::max_name), or has a control character in it.
+    Name,
+    /// The pattern is not one: see [`Comet::broadcast`](crate::Comet::broadcast).
+    Pattern(Source),
+    /// The content type is not one: it is empty, or has characters in it that no header may carry.
+    MediaType,
+    /// The value could not be written as JSON.
+    Encode(Source),
+    /// The bytes are not JSON, which the channel holds.
+    Json(Source),
+    /// There is nothing to append: no bytes, or an empty JSON array.
+    Empty,
+    /// The append is larger than [`CometBuilder::max_append`](crate::CometBuilder::max_append), in bytes.
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The channel holds another type of content.
+    ContentType {
+        /// The type that the channel holds.
+        holds: String,
+    },
+    /// The channel is closed: its stream has ended.
+    Closed,
+    /// Nobody has made the channel.
+    Unknown,
+    /// The offset to read from is no place to resume from any more.
+    Gone(Gone),
+    /// A limit is reached; what was acknowledged before stays.
+    Full(Limit),
+    /// [`Comet::close`](crate::Comet::close) was called: nothing waits any more.
+    ShutDown,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name => f.write_str("the channel's name is empty, too long, or has a control character in it"),
+            Self::Pattern(source) => write!(f, "the pattern is malformed: {source}"),
+            Self::MediaType => f.write_str("the content type is malformed"),
+            Self::Encode(source) => write!(f, "the value could not be written as JSON: {source}"),
+            Self::Json(source) => write!(f, "the bytes are not JSON: {source}"),
+            Self::Empty => f.write_str("there is nothing to append"),
+            Self::TooLarge { limit } => write!(f, "the append is larger than {limit} bytes"),
+            Self::ContentType { holds } => write!(f, "the channel holds {holds}"),
+            Self::Closed => f.write_str("the channel is closed"),
+            Self::Unknown => f.write_str("there is no such channel"),
+            Self::Gone(gone) => fmt::Display::fmt(gone, f),
+            Self::Full(limit) => fmt::Display::fmt(limit, f),
+            Self::ShutDown => f.write_str("the registry of channels was closed"),
+        }
+    }
+}
+
+impl error::Error for Error {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Pattern(source) | Self::Encode(source) | Self::Json(source) => Some(&**source),
+            Self::Gone(gone) => Some(gone),
+            _ => None,
+        }
+    }
+}
+
+/// Which limit is reached: see [`CometBuilder`](crate::CometBuilder), where each has its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// On the bytes of history that all channels hold together.
+    History,
+    /// On the number of channels.
+    Channels,
+    /// On the number of requests that wait, on all channels together.
+    Waits,
+    /// On the number of requests that wait on one channel.
+    WaitsPerChannel,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::History => "the limit on the history of all channels is reached",
+            Self::Channels => "the limit on the number of channels is reached",
+            Self::Waits => "the limit on the number of waits is reached",
+            Self::WaitsPerChannel => "the limit on the number of waits on this channel is reached",
+        })
+    }
+}
+
+impl error::Error for Limit {}

@@ -1,0 +1,181 @@
+//! From a path to the name of a channel: decoded once, strictly.
+
+use matchit::Params;
+use percent_encoding::percent_decode_str;
+use std::{borrow::Cow, fmt};
+
+/// Decodes a path. What two readers could understand differently is refused rather than mended.
+pub(crate) fn decode(path: &str) -> Result<Cow<'_, str>, NameError> {
+    if path != "/" {
+        for segment in path.strip_prefix('/').unwrap_or(path).split('/') {
+            let segment = decode_segment(segment)?;
+            if matches!(&*segment, "" | "." | "..") {
+                return Err(NameError::Segment);
+            }
+        }
+    }
+    decode_utf8(path)
+}
+
+/// Decodes a segment, or several: what a parameter of a pattern has matched.
+fn decode_segment(segment: &str) -> Result<Cow<'_, str>, NameError> {
+    // The decoder below passes malformed escapes through.
+    let mut escapes = segment.split('%').skip(1);
+    if !escapes.all(|rest| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)) {
+        return Err(NameError::Escape);
+    }
+    let decoded = decode_utf8(segment)?;
+    if decoded.matches('/').count() != segment.matches('/').count() {
+        return Err(NameError::Slash);
+    }
+    if decoded.chars().any(char::is_control) {
+        return Err(NameError::Control);
+    }
+    Ok(decoded)
+}
+
+fn decode_utf8(text: &str) -> Result<Cow<'_, str>, NameError> {
+    percent_decode_str(text).decode_utf8().map_err(|_| NameError::Utf8)
+}
+
+/// Why a path names no channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameError {
+    Escape,
+    Slash,
+    Control,
+    Utf8,
+    Segment,
+    Ambiguous,
+}
+
+impl NameError {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Escape => "a `%` in the path is not followed by two hexadecimal digits",
+            Self::Slash => "an encoded `/` in the path",
+            Self::Control => "a control character in the path",
+            Self::Utf8 => "the path is not UTF-8",
+            Self::Segment => "an empty, `.` or `..` segment in the path",
+            Self::Ambiguous => "the path is another one when decoded; send it decoded",
+        }
+    }
+}
+
+/// A name made of a pattern's parameters: `room:{room}`.
+#[derive(Clone, Debug)]
+pub(crate) struct Template(Vec<Part>);
+
+#[derive(Clone, Debug)]
+enum Part {
+    Literal(String),
+    Parameter(String),
+}
+
+impl Template {
+    pub(crate) fn parse(text: &str, pattern: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((literal, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}').ok_or_else(|| format!("{text:?} lacks a `}}`"))?;
+            if !pattern.contains(&format!("{{{name}}}")) && !pattern.contains(&format!("{{*{name}}}")) {
+                return Err(format!("{text:?} names a parameter that the pattern does not have: {name:?}"));
+            }
+            parts.push(Part::Literal(literal.to_owned()));
+            parts.push(Part::Parameter(name.to_owned()));
+            rest = after;
+        }
+        if rest.contains('}') {
+            return Err(format!("{text:?} lacks a `{{`"));
+        }
+        parts.push(Part::Literal(rest.to_owned()));
+        Ok(Self(parts))
+    }
+
+    pub(crate) fn fill(&self, params: &Params<'_, '_>) -> Result<String, NameError> {
+        let mut name = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Literal(text) => name.push_str(text),
+                Part::Parameter(key) => name.push_str(&decode_segment(params.get(key).unwrap_or_default())?),
+            }
+        }
+        Ok(name)
+    }
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_name_is_decoded_once() {
+        for (path, name) in [
+            ("/events/news", "/events/news"),
+            ("/caf%C3%A9", "/café"),
+            ("/a%20b+c", "/a b+c"),
+            ("/a%252Fb", "/a%2Fb"),
+            ("/%7Etilde", "/~tilde"),
+            ("/...", "/..."),
+            ("/", "/"),
+        ] {
+            assert_eq!(decode(path).as_deref(), Ok(name), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_understood_in_two_ways_is_refused() {
+        for (path, error) in [
+            ("/%zz", NameError::Escape),
+            ("/a%2", NameError::Escape),
+            ("/a%", NameError::Escape),
+            ("/%+1", NameError::Escape),
+            ("/rooms/42%2Fprivate", NameError::Slash),
+            ("/rooms/42%2fprivate", NameError::Slash),
+            ("/%2e%2e%2f", NameError::Slash),
+            ("/a%00b", NameError::Control),
+            ("/a%0d%0ab", NameError::Control),
+            ("/a%C2%85b", NameError::Control),
+            ("/%FF", NameError::Utf8),
+            ("/%C3", NameError::Utf8),
+            ("/a//b", NameError::Segment),
+            ("/a/", NameError::Segment),
+            ("/a/./b", NameError::Segment),
+            ("/a/../b", NameError::Segment),
+            ("/a/%2e%2E/b", NameError::Segment),
+        ] {
+            assert_eq!(decode(path), Err(error), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_template_names_parameters_that_there_are() {
+        for (text, pattern, fits) in [
+            ("{room}", "/rooms/{room}", true),
+            ("room:{room}/{rest}", "/rooms/{room}/{*rest}", true),
+            ("fixed", "/rooms/{room}", true),
+            ("{id}", "/rooms/{room}", false),
+            ("{room", "/rooms/{room}", false),
+            ("room}", "/rooms/{room}", false),
+        ] {
+            assert_eq!(Template::parse(text, pattern).is_ok(), fits, "{text} {pattern}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_decoded_name_has_the_segments_of_its_path(path in "/[a-z%/.2eEfF0-9]{0,24}") {
+            if let Ok(name) = decode(&path) {
+                prop_assert_eq!(name.matches('/').count(), path.matches('/').count());
+                prop_assert!(!name.chars().any(char::is_control));
+            }
+        }
+    }
+}

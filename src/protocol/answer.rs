@@ -1,0 +1,81 @@
+//! Answers that carry what a channel holds.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+use super::{Answer, headers, is_inert};
+use crate::{Outcome, Route, engine::Reading};
+
+/// 200 with messages, or with none.
+pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) -> Answer {
+    let content_type = reading.content_type.take().unwrap_or_else(|| {
+        reading.json = crate::engine::is_json(&route.content_type);
+        route.content_type.clone()
+    });
+    let mut answer = Response::new(Full::default());
+    let map = answer.headers_mut();
+    headers::safe(map);
+    position(map, &reading);
+    of_type(map, &content_type);
+    *answer.body_mut() = Full::new(reading.into_bytes());
+    answer.extensions_mut().insert(outcome);
+    answer
+}
+
+/// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.
+pub(super) fn nothing(reading: &Reading, outcome: Outcome) -> Answer {
+    let mut answer = empty(StatusCode::NO_CONTENT, outcome);
+    position(answer.headers_mut(), reading);
+    answer
+}
+
+/// 304: the client has it.
+pub(super) fn not_modified(reading: &Reading, tag: HeaderValue) -> Answer {
+    let mut answer = empty(StatusCode::NOT_MODIFIED, Outcome::Read);
+    position(answer.headers_mut(), reading);
+    answer.headers_mut().insert(header::ETAG, tag);
+    answer
+}
+
+pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = status;
+    headers::safe(answer.headers_mut());
+    answer.extensions_mut().insert(outcome);
+    answer
+}
+
+/// Where the answer ends. `Stream-Up-To-Date` and `Stream-Closed` are there or not, never `false`: clients test for
+/// presence.
+pub(super) fn position(map: &mut HeaderMap, reading: &Reading) {
+    map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
+    if reading.up_to_date {
+        map.insert(headers::UP_TO_DATE, headers::TRUE);
+    }
+    if reading.closed {
+        map.insert(headers::CLOSED, headers::TRUE);
+    }
+}
+
+/// What the content is; and, as it is somebody's, that it is not to act on the application's behalf.
+pub(super) fn of_type(map: &mut HeaderMap, content_type: &str) {
+    map.insert(header::CONTENT_TYPE, headers::content_type(content_type));
+    if !is_inert(content_type) {
+        map.insert(HeaderName::from_static("content-security-policy"), HeaderValue::from_static("sandbox"));
+    }
+}
+
+/// Which part of which log this is, and whether the stream has ended with it.
+pub(super) fn entity_tag(reading: &Reading) -> HeaderValue {
+    let (start, end) = (reading.after.position(), reading.next.position());
+    let closed = if reading.closed { ":c" } else { "" };
+    headers::ascii(format!("\"{:016x}:{start}:{end}{closed}\"", reading.log))
+}
+
+/// Whether an `If-None-Match` names this entity tag. The comparison is the weak one (RFC 9110, section 13.1.2).
+pub(super) fn matches(if_none_match: &HeaderValue, tag: &HeaderValue) -> bool {
+    let (Ok(listed), Ok(tag)) = (if_none_match.to_str(), tag.to_str()) else { return false };
+    // Our tags have no comma in them, so a list can be split at commas: parts of others match nothing.
+    listed.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
+}

@@ -1,0 +1,161 @@
+//! Refusals, as problem documents (RFC 9457).
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use std::borrow::Cow;
+
+use super::{Answer, Reply, headers};
+use crate::{Denied, Error, Gone, Limit, Offset, Outcome, Route, access::DeniedKind, registry::Registry};
+
+/// Why a request is not served.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    /// A word for programs.
+    reason: &'static str,
+    /// A sentence for people.
+    detail: Cow<'static, str>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    outcome: Outcome,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, reason, detail: detail.into(), headers: Vec::new(), outcome: Outcome::Invalid }
+    }
+
+    pub(super) fn bad_request(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason, detail)
+    }
+
+    pub(super) fn bad_name(why: &'static str) -> Self {
+        Self::bad_request("name", format!("this path names no channel: {why}"))
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", "there is no such channel")
+    }
+
+    pub(super) fn deleted() -> Self {
+        let mut problem = Self::new(StatusCode::NOT_FOUND, "deleted", "the channel was deleted");
+        problem.outcome = Outcome::Ended;
+        problem
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        let detail = format!("an append has at most {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail).refused()
+    }
+
+    pub(super) fn body_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body did not arrive in time").refused()
+    }
+
+    /// An append to a stream that has ended there.
+    pub(super) fn closed(end: Offset) -> Self {
+        Self::from(Error::Closed).with(headers::NEXT_OFFSET, headers::offset(end))
+    }
+
+    pub(super) fn shut_down() -> Self {
+        Self::unavailable("closing", "this server is closing; another one will answer")
+    }
+
+    pub(super) fn full(limit: Limit) -> Self {
+        Self::unavailable("full", limit.to_string())
+    }
+
+    /// 503, to be tried again; not by everybody in the same moment.
+    fn unavailable(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
+            .with(header::RETRY_AFTER, HeaderValue::from(fastrand::u32(1..=5)))
+            .refused()
+    }
+
+    pub(super) fn gone(gone: &Gone) -> Self {
+        let mut problem = Self::new(StatusCode::GONE, gone.reason().as_str(), format!("{gone}; start over"))
+            .with(headers::NEXT_OFFSET, headers::offset(gone.tail()))
+            .with(headers::EARLIEST_OFFSET, headers::offset(gone.earliest()));
+        problem.outcome = Outcome::Gone;
+        problem
+    }
+
+    pub(super) fn denied(denied: Denied) -> Self {
+        let detail = denied.to_string();
+        let mut problem = match denied.kind {
+            DeniedKind::Unauthorized(challenge) => {
+                Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail).with(header::WWW_AUTHENTICATE, challenge)
+            }
+            DeniedKind::Forbidden => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
+            DeniedKind::NotFound => Self::not_found(),
+        };
+        problem.outcome = Outcome::Denied;
+        problem
+    }
+
+    pub(super) fn method_not_allowed(route: &Route) -> Self {
+        let allow = if route.append.is_shut() { "GET, HEAD, OPTIONS" } else { "GET, HEAD, POST, OPTIONS" };
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route does not allow the method")
+            .with(header::ALLOW, HeaderValue::from_static(allow))
+    }
+
+    /// And nothing more on this connection: there is a body on it that nobody has read.
+    pub(super) fn closing(self) -> Self {
+        self.with(header::CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn refused(mut self) -> Self {
+        self.outcome = Outcome::Refused;
+        self
+    }
+
+    pub(super) fn into_answer(self) -> Answer {
+        let document = serde_json::json!({
+            "title": self.status.canonical_reason(),
+            "status": self.status.as_u16(),
+            "reason": self.reason,
+            "detail": self.detail,
+        });
+        let mut answer = Response::new(Full::new(Bytes::from(document.to_string())));
+        *answer.status_mut() = self.status;
+        let map: &mut HeaderMap = answer.headers_mut();
+        headers::safe(map);
+        map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        map.extend(self.headers);
+        answer.extensions_mut().insert(self.outcome);
+        answer
+    }
+
+    pub(super) fn reply(self, registry: &Registry, http1: bool) -> Reply {
+        let mut answer = self.into_answer();
+        if !http1 {
+            answer.headers_mut().remove(header::CONNECTION);
+        }
+        Reply::now(registry, http1, answer)
+    }
+}
+
+/// What the registry refuses, as the wire says it.
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            Error::Name => Self::bad_request("name", detail),
+            Error::Json(_) => Self::bad_request("json", detail),
+            Error::Empty => Self::bad_request("empty", detail),
+            Error::TooLarge { limit } => Self::too_large(limit),
+            Error::ContentType { .. } => Self::new(StatusCode::CONFLICT, "content-type", detail),
+            Error::Closed => Self::new(StatusCode::CONFLICT, "closed", detail).with(headers::CLOSED, headers::TRUE),
+            Error::Unknown => Self::not_found(),
+            Error::Gone(gone) => Self::gone(&gone),
+            Error::Full(limit) => Self::full(limit),
+            Error::ShutDown => Self::shut_down(),
+            Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
+        }
+    }
+}

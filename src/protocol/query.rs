@@ -1,0 +1,205 @@
+//! What a read asks for: the query, and how long it would wait.
+
+use http::{HeaderMap, request::Parts};
+use std::{borrow::Cow, time::Duration};
+
+use super::{cursor, headers, problem::Problem};
+use crate::engine::Start;
+
+/// What a `GET` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) start: Start,
+    /// Wait if there is nothing.
+    pub(super) live: bool,
+    pub(super) cursor: Option<u32>,
+    /// Wait no longer than this; shorter than the route would.
+    pub(super) wait: Option<Duration>,
+    /// The whole seconds of `Prefer: wait=…`, to be answered with `Preference-Applied`.
+    pub(super) preferred: Option<u32>,
+}
+
+impl Asked {
+    pub(super) fn parse(parts: &Parts, strict: bool) -> Result<Self, Problem> {
+        let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        let (start, live) = match (query.offset, query.live) {
+            // The two kinds of route differ here and nowhere else in reading.
+            (None, None) if strict => (Start::Earliest, false),
+            (None, None) => (Start::Tail, true),
+            (None, Some(_)) => {
+                return Err(Problem::bad_request(
+                    "offset",
+                    "`live` needs an `offset`; `-1` is the start, `now` the tail",
+                ));
+            }
+            (Some(offset), live) => (parse_offset(&offset)?, live.is_some()),
+        };
+        let preferred = preferred_wait(&parts.headers);
+        let wait = match (query.timeout, preferred.map(|seconds| Duration::from_secs(seconds.into()))) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Ok(Self { start, live, cursor: query.cursor.as_deref().and_then(cursor::parse), wait, preferred })
+    }
+}
+
+fn parse_offset(text: &str) -> Result<Start, Problem> {
+    match text {
+        "-1" => Ok(Start::Earliest),
+        "now" => Ok(Start::Tail),
+        text => text
+            .parse()
+            .map(Start::After)
+            .map_err(|error| Problem::bad_request("offset", format!("{error}; `-1` is the start, `now` the tail"))),
+    }
+}
+
+/// The parameters that mean something, undone of their encoding. Others are ignored (Durable Streams, section 11.1).
+#[derive(Default)]
+struct Query<'a> {
+    offset: Option<Cow<'a, str>>,
+    live: Option<()>,
+    cursor: Option<Cow<'a, str>>,
+    timeout: Option<Duration>,
+}
+
+impl<'a> Query<'a> {
+    fn parse(text: &'a str) -> Result<Self, Problem> {
+        let mut query = Self::default();
+        for (key, value) in form_urlencoded::parse(text.as_bytes()) {
+            let twice = match &*key {
+                "offset" => query.offset.replace(value).is_some(),
+                "live" if value == "long-poll" => query.live.replace(()).is_some(),
+                "live" => return Err(Problem::bad_request("live", "`live` is `long-poll` or absent")),
+                "timeout" => query.timeout.replace(parse_timeout(&value)?).is_some(),
+                "cursor" => {
+                    query.cursor = Some(value);
+                    false
+                }
+                _ => false,
+            };
+            if twice {
+                return Err(Problem::bad_request("query", format!("`{key}` is there twice")));
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// `timeout=10`, `timeout=0.5`: seconds.
+fn parse_timeout(text: &str) -> Result<Duration, Problem> {
+    let plain = !text.is_empty() && text.len() <= 20 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    text.parse()
+        .ok()
+        .filter(|_| plain)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| Problem::bad_request("timeout", "`timeout` is a number of seconds"))
+}
+
+/// The `wait` preference (RFC 7240, section 4.3), in seconds. What is malformed or unknown is ignored, as the RFC asks.
+fn preferred_wait(headers: &HeaderMap) -> Option<u32> {
+    headers
+        .get_all(headers::PREFER)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|preference| {
+            let (name, value) = preference.split(';').next()?.split_once('=')?;
+            let value = value.trim().trim_matches('"');
+            let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+            (name.trim().eq_ignore_ascii_case("wait") && digits).then(|| value.parse().ok())?
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+    use proptest::prelude::*;
+
+    fn parse(query: &str, strict: bool) -> Result<Asked, Problem> {
+        let uri = format!("/x?{query}");
+        let parts = Request::get(uri).body(()).expect("a request").into_parts().0;
+        Asked::parse(&parts, strict)
+    }
+
+    #[test]
+    fn a_bare_get_waits_on_a_comet_route_and_reads_on_a_strict_one() {
+        let comet = parse("", false).expect("fine");
+        assert_eq!((comet.start, comet.live), (Start::Tail, true));
+        let strict = parse("", true).expect("fine");
+        assert_eq!((strict.start, strict.live), (Start::Earliest, false));
+    }
+
+    #[test]
+    fn queries_that_are_malformed_are_refused_on_both() {
+        for query in [
+            "offset=",
+            "offset=-2",
+            "offset=NOW",
+            "offset=1",
+            "offset=a%20b",
+            "offset=0000000000000000_000000000000000g",
+            "offset=-1&offset=-1",
+            "offset=-1&offset=now",
+            "live=long-poll",
+            "live=",
+            "offset=-1&live=",
+            "offset=-1&live=true",
+            "offset=-1&live=long-poll&live=long-poll",
+            "timeout=x",
+            "timeout=",
+            "timeout=-1",
+            "timeout=1e9",
+            "timeout=inf",
+            "timeout=99999999999999999999",
+            "timeout=1&timeout=2",
+        ] {
+            assert!(parse(query, false).is_err(), "{query}");
+            assert!(parse(query, true).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_ignored() {
+        let asked = parse("x=1&offset=%2D1&live=long-poll&Offset=now&cursor=zzz&y", false).expect("fine");
+        assert_eq!((asked.start, asked.live, asked.cursor), (Start::Earliest, true, None));
+    }
+
+    #[test]
+    fn the_shorter_wait_is_meant() {
+        let request = Request::get("/x?timeout=0.5").header("prefer", "respond-async, wait=10").body(());
+        let asked = Asked::parse(&request.expect("a request").into_parts().0, false).expect("fine");
+        assert_eq!((asked.wait, asked.preferred), (Some(Duration::from_millis(500)), Some(10)));
+        for (prefer, seconds) in [
+            ("wait=10", Some(10)),
+            ("Wait = 7 ; x=y", Some(7)),
+            ("wait=\"3\"", Some(3)),
+            ("wait=0", Some(0)),
+            ("wait", None),
+            ("wait=", None),
+            ("wait=-1", None),
+            ("wait=+1", None),
+            ("wait=99999999999", None),
+            ("waiting=3", None),
+        ] {
+            let request = Request::get("/x").header("prefer", prefer).body(()).expect("a request");
+            assert_eq!(preferred_wait(request.headers()), seconds, "{prefer}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_queries_never_panic(query in "[a-z0-9=&%_.+-]{0,60}") {
+            let _ = parse(&query, false);
+            let _ = parse(&format!("offset={query}&timeout={query}&cursor={query}"), true);
+        }
+
+        #[test]
+        fn hostile_preferences_never_panic(text in "[ -~]{0,40}") {
+            let mut headers = HeaderMap::new();
+            headers.insert(headers::PREFER, text.parse().expect("visible ASCII"));
+            let _ = preferred_wait(&headers);
+        }
+    }
+}

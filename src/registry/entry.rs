@@ -1,0 +1,61 @@
+//! One channel: its log and its waiters, behind one lock.
+
+use std::fmt;
+
+use super::waiters::Waiters;
+use crate::{
+    engine::Log,
+    sync::{Mutex, MutexGuard},
+};
+
+pub(super) struct Entry {
+    name: Box<str>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// What was appended; `None` while nobody has made the channel.
+    pub(super) log: Option<Box<Kept>>,
+    pub(super) waiters: Waiters,
+    /// Out of the map: whoever still finds this entry looks its name up again.
+    pub(super) vacated: bool,
+}
+
+/// A log, and when it may be let go.
+pub(super) struct Kept {
+    pub(super) log: Log,
+    /// Created by name rather than by an append: it stays until it is deleted.
+    pub(super) explicit: bool,
+    /// When it was last read or written, in milliseconds on the registry's clock.
+    pub(super) touched: u64,
+    /// When the queue of expiries will look at it.
+    pub(super) due: Option<u64>,
+}
+
+impl Entry {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.into(), state: Mutex::new(State::default()) }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl State {
+    /// Nothing is left that would be missed.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.log.is_none() && self.waiters.len() == 0
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,133 @@
+//! What may grow, and how far.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize as Counter, Ordering::Relaxed};
+
+use crate::{Limit, sync::AtomicUsize};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of one append.
+    pub(crate) append: usize,
+    /// Bytes of all history together.
+    pub(crate) history: usize,
+    /// Channels that hold a log.
+    pub(crate) channels: usize,
+    /// Waits on all channels.
+    pub(crate) waits: usize,
+    /// Waits on one channel.
+    pub(crate) waits_per_channel: usize,
+    /// Bytes of a name.
+    pub(crate) name: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            append: 1024 * 1024,
+            history: 256 * 1024 * 1024,
+            channels: 100_000,
+            waits: 100_000,
+            waits_per_channel: 100_000,
+            name: 255,
+        }
+    }
+}
+
+/// What is in use of the limits, and what has been done.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    waits: AtomicUsize,
+    channels: Counter,
+    history: Counter,
+    appends: AtomicU64,
+    delivered: AtomicU64,
+    timed_out: AtomicU64,
+}
+
+impl Usage {
+    pub(super) fn new() -> Self {
+        Self {
+            waits: AtomicUsize::new(0),
+            channels: Counter::new(0),
+            history: Counter::new(0),
+            appends: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn waits(&self) -> usize {
+        // Pairs with the release of a wait: who sees none left sees what they left behind.
+        self.waits.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.channels.load(Relaxed)
+    }
+
+    pub(crate) fn history(&self) -> usize {
+        self.history.load(Relaxed)
+    }
+
+    pub(crate) fn appends(&self) -> u64 {
+        self.appends.load(Relaxed)
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Relaxed)
+    }
+
+    pub(crate) fn timed_out(&self) -> u64 {
+        self.timed_out.load(Relaxed)
+    }
+
+    pub(super) fn admit_wait(&self, limits: &Limits) -> Result<(), Limit> {
+        // One at a time over the limit and back: simpler than a loop, and off by a moment only.
+        if self.waits.fetch_add(1, std::sync::atomic::Ordering::AcqRel) >= limits.waits {
+            self.waits.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+            return Err(Limit::Waits);
+        }
+        Ok(())
+    }
+
+    /// Gives a wait's place back, and says whether it was the last.
+    pub(super) fn leave_wait(&self) -> bool {
+        self.waits.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1
+    }
+
+    pub(super) fn admit_channel(&self, limits: &Limits) -> Result<(), Limit> {
+        let admit = |channels| (channels < limits.channels).then_some(channels + 1);
+        self.channels.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
+    }
+
+    pub(super) fn leave_channel(&self) {
+        self.channels.fetch_sub(1, Relaxed);
+    }
+
+    /// Exchanges what an append lets go for what it adds.
+    pub(super) fn admit_history(&self, limits: &Limits, adds: usize, frees: usize) -> Result<(), Limit> {
+        let admit = |history: usize| {
+            let after = (history + adds).saturating_sub(frees);
+            (after <= limits.history || adds <= frees).then_some(after)
+        };
+        self.history.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::History)
+    }
+
+    pub(super) fn leave_history(&self, frees: usize) {
+        if frees > 0 {
+            self.history.fetch_sub(frees, Relaxed);
+        }
+    }
+
+    pub(super) fn count_append(&self) {
+        self.appends.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_delivered(&self) {
+        self.delivered.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_timed_out(&self) {
+        self.timed_out.fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,110 @@
+//! Names to channels.
+
+use std::{
+    borrow::Borrow,
+    collections::HashSet,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    sync::Arc,
+};
+
+use super::entry::Entry;
+use crate::sync::RwLock;
+
+/// Loom wants the same locks taken in the same order each time, whatever the hash.
+const SHARDS: usize = if cfg!(comet_loom) { 1 } else { 64 };
+
+/// The channels by name. An entry is in here while it has a log or a waiter, and no longer.
+pub(super) struct Map {
+    hasher: RandomState,
+    shards: Box<[RwLock<Shard>]>,
+}
+
+type Shard = HashSet<Named, RandomState>;
+
+impl Map {
+    pub(super) fn new() -> Self {
+        let hasher = RandomState::new();
+        let shards = (0..SHARDS).map(|_| RwLock::new(HashSet::with_hasher(hasher.clone()))).collect();
+        Self { hasher, shards }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<Arc<Entry>> {
+        self.shard(name).read().get(name).map(|named| named.0.clone())
+    }
+
+    /// The entry of this name, made if need be. It may be vacated before the caller has its lock.
+    pub(super) fn enter(&self, name: &str) -> Arc<Entry> {
+        if let Some(entry) = self.find(name) {
+            return entry;
+        }
+        let mut shard = self.shard(name).write();
+        if let Some(named) = shard.get(name) {
+            return named.0.clone();
+        }
+        let entry = Arc::new(Entry::new(name));
+        shard.insert(Named(entry.clone()));
+        entry
+    }
+
+    /// Takes an entry out, if it is vacant still.
+    ///
+    /// That has to be seen under both locks. Under the entry's alone, somebody who finds it in the
+    /// map meanwhile would use what is about to leave the map; under the shard's alone, somebody who has found it
+    /// already would.
+    pub(super) fn vacate(&self, entry: &Arc<Entry>) {
+        let mut shard = self.shard(entry.name()).write();
+        let mut state = entry.lock();
+        if state.vacated || !state.is_vacant() {
+            return;
+        }
+        state.vacated = true;
+        drop(state);
+        shard.remove(entry.name());
+        // A flood of names leaves no memory behind.
+        if shard.capacity() > 64 && shard.len() < shard.capacity() / 8 {
+            let twice = shard.len() * 2;
+            shard.shrink_to(twice);
+        }
+    }
+
+    /// All entries, a shard at a time, so that nobody is kept from the map for long.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Arc<Entry>> {
+        self.shards.iter().flat_map(|shard| {
+            let entries: Vec<_> = shard.read().iter().map(|named| named.0.clone()).collect();
+            entries
+        })
+    }
+
+    /// A number that is the same for the same name, for as long as this map lives.
+    pub(super) fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name)
+    }
+
+    fn shard(&self, name: &str) -> &RwLock<Shard> {
+        // The set itself goes by the lowest and the seven highest bits: these are neither.
+        &self.shards[(self.hash(name) >> 40) as usize % SHARDS]
+    }
+}
+
+/// An entry that is looked up by its name.
+struct Named(Arc<Entry>);
+
+impl Borrow<str> for Named {
+    fn borrow(&self) -> &str {
+        self.0.name()
+    }
+}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for Named {}

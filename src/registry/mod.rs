@@ -1,0 +1,136 @@
+//! The channels, and everybody who waits on them.
+//!
+//! No HTTP in here. The one rule that everything follows: *check and register under the channel's lock*. A
+//! wait reads the log and, if there is nothing, puts its waker on the list under the same
+//! lock; an append adds and takes the wakers under it, and wakes when it has let go of it.
+//!
+//! | file | |
+//! | --- | --- |
+//! | `map` | names to channels |
+//! | `entry` | one channel: its log and its waiters, behind one lock |
+//! | `waiters` | the list of wakers |
+//! | `write`, `read`, `wait` | what can be done with a channel |
+//! | `closing` | ending all waits, at once or spread over time |
+//! | `expiry` | what has aged out is let go, a step with each operation |
+//! | `origin` | what stands for the tail of a channel that nobody has made |
+//! | `limits` | what may grow, and how far |
+//!
+//! Locks are taken in this order, and none of them while a waker runs or is dropped: a shard of the
+//! map, a channel, the queue of expiries.
+
+mod closing;
+mod entry;
+mod expiry;
+mod limits;
+#[cfg(all(test, comet_loom))]
+mod loom;
+mod map;
+#[cfg(all(test, not(comet_loom)))]
+mod model;
+mod origin;
+mod read;
+mod wait;
+mod waiters;
+mod write;
+
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+use crate::{Error, engine::Retention};
+use closing::Closing;
+use entry::{Entry, State};
+use expiry::Expiries;
+use map::Map;
+use origin::Origins;
+
+pub(crate) use closing::Drained;
+pub(crate) use limits::{Limits, Usage};
+pub(crate) use wait::{Ended, Wait};
+pub(crate) use write::{Terms, check_media_type};
+
+/// All channels of one [`Comet`](crate::Comet).
+pub(crate) struct Registry {
+    limits: Limits,
+    retention: Retention,
+    usage: Usage,
+    map: Map,
+    origins: Origins,
+    expiries: Expiries,
+    closing: Closing,
+    began: Instant,
+}
+
+impl Registry {
+    pub(crate) fn new(limits: Limits, retention: Retention) -> Self {
+        Self {
+            limits,
+            retention,
+            usage: Usage::new(),
+            map: Map::new(),
+            origins: Origins::new(),
+            expiries: Expiries::new(),
+            closing: Closing::new(),
+            began: Instant::now(),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Whether a channel may have this name.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), Error> {
+        if name.is_empty() || name.len() > self.limits.name || name.chars().any(char::is_control) {
+            return Err(Error::Name);
+        }
+        Ok(())
+    }
+
+    /// The names of all channels that hold a log or are waited on, as they are passed by.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        self.map.entries().map(|entry| entry.name().to_owned())
+    }
+
+    /// How many wait on a channel.
+    pub(crate) fn waiters(&self, name: &str) -> usize {
+        self.map.find(name).map_or(0, |entry| entry.lock().waiters.len())
+    }
+
+    /// Does something to a channel, which stays in the map if that left a reason to keep it.
+    fn edit<T>(&self, name: &str, edit: impl FnOnce(&Arc<Entry>, &mut State) -> T) -> T {
+        loop {
+            let entry = self.map.enter(name);
+            let mut state = entry.lock();
+            if state.vacated {
+                // Its last waiter left between the map's lock and this one.
+                continue;
+            }
+            let done = edit(&entry, &mut state);
+            let vacant = state.is_vacant();
+            drop(state);
+            if vacant {
+                self.map.vacate(&entry);
+            }
+            return done;
+        }
+    }
+
+    /// Milliseconds since this registry was made. A clock that only ages history; no offset depends on it.
+    fn now(&self) -> u64 {
+        millis(self.began.elapsed())
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("usage", &self.usage).finish_non_exhaustive()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

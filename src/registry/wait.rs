@@ -1,0 +1,151 @@
+//! Waiting for a channel to go on.
+
+use std::{
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{
+    Registry,
+    entry::Entry,
+    waiters::{Key, Standing},
+};
+use crate::{
+    Limit,
+    engine::{Gone, Offset, Reading, Reason, Start},
+};
+
+/// A wait for whatever comes after an offset. It has no clock: who polls it says when its time is over.
+///
+/// Dropping it takes it off the list of waiters in constant time, and takes the channel out of the
+/// map if that was all that kept it there.
+pub(crate) struct Wait {
+    registry: Arc<Registry>,
+    entry: Arc<Entry>,
+    after: Offset,
+    key: Option<Key>,
+    /// Whether somebody had made the channel when the wait began.
+    existed: bool,
+    /// Counted among all waits.
+    admitted: bool,
+}
+
+/// How a wait ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// There are messages, or the end of the stream, or both.
+    Read(Reading),
+    /// The time is over and nothing came; the place is where the wait began.
+    TimedOut(Reading),
+    /// All waits are being ended, and nothing came before.
+    Released(Reading),
+    /// The history has moved on past the place.
+    Gone(Gone),
+    /// The channel was deleted.
+    Deleted,
+    /// It did not begin: there are too many already.
+    Refused(Limit),
+    /// It did not begin: nothing waits any more.
+    ShutDown,
+}
+
+impl Wait {
+    /// A wait from where a reading that found nothing has ended.
+    pub(crate) fn new(registry: Arc<Registry>, name: &str, reading: &Reading) -> Self {
+        let entry = registry.map.enter(name);
+        let existed = reading.content_type.is_some();
+        Self { registry, entry, after: reading.next, key: None, existed, admitted: false }
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Looks at the channel, and parks if there is nothing. `limit` is as for [`Registry::read`].
+    ///
+    /// The log is looked at *before* `expired` is: what was appended in the microsecond before the time
+    /// was over is an answer, and a time-out never skips it.
+    pub(crate) fn poll(&mut self, cx: &Context<'_>, expired: bool, limit: usize) -> Poll<Ended> {
+        // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
+        let _replaced;
+        loop {
+            let mut state = self.entry.lock();
+            if state.vacated {
+                // Nobody was parked on it, this wait included: nothing is missed by moving on.
+                drop(state);
+                if self.existed {
+                    return Poll::Ready(Ended::Deleted);
+                }
+                self.key = None;
+                self.entry = self.registry.map.enter(self.entry.name());
+                continue;
+            }
+            let reading = match self.registry.look(&self.entry, &mut state, self.start(), limit) {
+                Ok(reading) if reading.is_empty() && !reading.closed => reading,
+                Ok(reading) => return Poll::Ready(Ended::Read(reading)),
+                Err(gone) => return Poll::Ready(self.ended_by(gone)),
+            };
+            if !self.admitted {
+                if self.registry.is_closing() {
+                    return Poll::Ready(Ended::ShutDown);
+                }
+                if state.waiters.len() >= self.registry.limits.waits_per_channel && !expired {
+                    return Poll::Ready(Ended::Refused(Limit::WaitsPerChannel));
+                }
+            }
+            let standing = self.key.map(|key| state.waiters.standing(key));
+            if standing == Some(Standing::Released) || self.registry.is_closed() {
+                return Poll::Ready(Ended::Released(reading));
+            }
+            if expired {
+                return Poll::Ready(Ended::TimedOut(reading));
+            }
+            if !self.admitted {
+                if let Err(limit) = self.registry.usage.admit_wait(&self.registry.limits) {
+                    return Poll::Ready(Ended::Refused(limit));
+                }
+                self.admitted = true;
+            }
+            match self.key.filter(|_| standing == Some(Standing::Parked)) {
+                Some(key) => _replaced = state.waiters.refresh(key, cx.waker()),
+                None => self.key = Some(state.waiters.park(cx.waker().clone())),
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn start(&self) -> Start {
+        if self.existed { Start::After(self.after) } else { Start::Origin }
+    }
+
+    /// A log that was there when the wait began and is not any more was deleted.
+    fn ended_by(&self, gone: Gone) -> Ended {
+        match gone.reason() {
+            Reason::Unknown | Reason::OtherLog if self.existed => Ended::Deleted,
+            _ => Ended::Gone(gone),
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let mut state = self.entry.lock();
+        let waker = self.key.take().and_then(|key| state.waiters.remove(key));
+        let vacant = !state.vacated && state.is_vacant();
+        drop(state);
+        drop(waker);
+        if vacant {
+            self.registry.map.vacate(&self.entry);
+        }
+        if self.admitted && self.registry.usage.leave_wait() {
+            self.registry.nobody_waits();
+        }
+    }
+}
+
+impl fmt::Debug for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wait").field("channel", &self.entry.name()).field("after", &self.after).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,139 @@
+//! What one route does.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{Authorize, access::Gate, channel::JSON, registry::check_media_type};
+
+/// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
+///
+/// Reading is open, and nothing can be written, unless the route says otherwise.
+///
+/// * [`Route::new`] is a *comet* route: a bare `GET` waits for the next message, waiting on a
+///   channel that nobody has made yet is fine, and methods that the route does not serve go to the inner
+///   service, so that an application can have its own `POST` handler on the path.
+/// * [`Route::strict`] follows Durable Streams 1.0 to the letter: a bare `GET` reads from the start, an unknown channel
+///   is 404, and the route owns its path: other methods are 405, save `OPTIONS` and `CONNECT`, which go inward.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_comet::{Comet, CometLayer, Route};
+///
+/// let layer = CometLayer::new(Comet::new())
+///     .route("/events/{channel}", Route::new().max_wait(Duration::from_secs(50)))
+///     .route("/rooms/{room}", Route::new().append_by_anyone())
+///     .route("/v1/stream/{*path}", Route::strict());
+/// # let _ = layer;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a route does nothing until a layer has it"]
+pub struct Route {
+    pub(crate) strict: bool,
+    pub(crate) content_type: Arc<str>,
+    pub(crate) max_wait: Duration,
+    pub(crate) max_chunk: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) channel: Option<String>,
+    pub(crate) read: Gate,
+    pub(crate) append: Gate,
+}
+
+impl Route {
+    /// A comet route: see [`Route`].
+    pub fn new() -> Self {
+        Self {
+            strict: false,
+            content_type: JSON.into(),
+            max_wait: Duration::from_secs(25),
+            max_chunk: 1024 * 1024,
+            body_timeout: Duration::from_secs(10),
+            channel: None,
+            read: Gate::Open,
+            append: Gate::Shut,
+        }
+    }
+
+    /// A strict route: see [`Route`].
+    pub fn strict() -> Self {
+        Self { strict: true, ..Self::new() }
+    }
+
+    /// Names the channel by a template over the parameters of the route's pattern, `"{room}"`, instead of by the
+    /// path: for two routes that are to share channels, or for shorter names in the code.
+    ///
+    /// ```
+    /// use tower_comet::{Comet, CometLayer, Route};
+    ///
+    /// let comet = Comet::new();
+    /// let layer = CometLayer::new(comet.clone())
+    ///     .route("/rooms/{room}", Route::new().channel("room:{room}"))
+    ///     .route("/v2/rooms/{room}/messages", Route::new().channel("room:{room}"));
+    /// // Both routes read what is published here:
+    /// let room = comet.channel("room:42");
+    /// # let _ = (layer, room);
+    /// ```
+    pub fn channel(mut self, template: impl Into<String>) -> Self {
+        self.channel = Some(template.into());
+        self
+    }
+
+    /// The content type of channels that a `POST` on this route makes, and of those that nobody has made yet. Default
+    /// `application/json`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not a media type.
+    #[track_caller]
+    pub fn content_type(mut self, content_type: &str) -> Self {
+        if let Err(error) = check_media_type(content_type) {
+            panic!("{content_type:?}: {error}");
+        }
+        self.content_type = content_type.into();
+        self
+    }
+
+    /// How long a request may wait. Default 25 s.
+    ///
+    /// A client may ask for less (`Prefer: wait=10` or `?timeout=10`, in seconds), never for more. Up to a sixteenth is taken off
+    /// at random, so that time-outs do not march in step. Stay below 55 s: proxies cut connections that are silent for 60.
+    pub fn max_wait(mut self, wait: Duration) -> Self {
+        self.max_wait = wait;
+        self
+    }
+
+    /// The bytes of messages in one answer, cut between appends; an append that is larger by itself goes whole.
+    /// Default 1 MiB. A client that is not told `Stream-Up-To-Date` asks for the rest.
+    pub fn max_chunk(mut self, bytes: usize) -> Self {
+        self.max_chunk = bytes;
+        self
+    }
+
+    /// How long the body of a request may take to arrive as a whole. Default 10 s. Beyond: 408.
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.body_timeout = timeout;
+        self
+    }
+
+    /// Asks who may read and wait. Without it, anyone may.
+    pub fn read_by(mut self, authorize: impl Authorize) -> Self {
+        self.read = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows appending by `POST`, and asks who may.
+    pub fn append_by(mut self, authorize: impl Authorize) -> Self {
+        self.append = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows appending by `POST` to anyone who can reach the server.
+    pub fn append_by_anyone(mut self) -> Self {
+        self.append = Gate::Open;
+        self
+    }
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self::new()
+    }
+}

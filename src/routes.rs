@@ -1,0 +1,84 @@
+//! The table of routes: which route a path belongs to, and which channel.
+
+use http::Method;
+use matchit::{Match, Router};
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use crate::{
+    Route, RouteError,
+    name::{self, NameError, Template},
+};
+
+#[derive(Clone, Default)]
+pub(crate) struct Routes {
+    router: Router<usize>,
+    mounted: Vec<Mounted>,
+}
+
+#[derive(Clone)]
+struct Mounted {
+    pattern: String,
+    route: Arc<Route>,
+    template: Option<Template>,
+}
+
+impl Routes {
+    pub(crate) fn insert(&mut self, pattern: &str, route: Route) -> Result<(), RouteError> {
+        if !pattern.starts_with('/') {
+            return Err(RouteError::new(pattern, "a pattern begins with `/`"));
+        }
+        let template = match &route.channel {
+            None => None,
+            Some(text) => Some(Template::parse(text, pattern).map_err(|reason| RouteError::new(pattern, reason))?),
+        };
+        self.router.insert(pattern, self.mounted.len()).map_err(|error| RouteError::new(pattern, error))?;
+        self.mounted.push(Mounted { pattern: pattern.to_owned(), route: Arc::new(route), template });
+        Ok(())
+    }
+
+    /// The route of a request, if it is ours, and the name of the channel that it is about.
+    ///
+    /// The path is matched as it came, like the host's router does. Nothing is decoded or allocated before.
+    pub(crate) fn find(&self, path: &str, method: &Method) -> Option<(Arc<Route>, Result<String, NameError>)> {
+        let found = self.router.at(path).ok()?;
+        let mounted = &self.mounted[*found.value];
+        if !mounted.route.serves(method) {
+            return None;
+        }
+        Some((mounted.route.clone(), self.name(path, &found)))
+    }
+
+    fn name(&self, path: &str, found: &Match<'_, '_, &usize>) -> Result<String, NameError> {
+        let decoded = name::decode(path)?;
+        // `/rooms/42/%70rivate` must not come in by an open `/rooms/{*rest}` and be read as the
+        // guarded `/rooms/{room}/private`: both spellings have to belong to one route.
+        if let Cow::Owned(decoded) = &decoded {
+            if self.router.at(decoded).is_ok_and(|other| other.value != found.value) {
+                return Err(NameError::Ambiguous);
+            }
+        }
+        match &self.mounted[*found.value].template {
+            None => Ok(decoded.into_owned()),
+            Some(template) => template.fill(&found.params),
+        }
+    }
+}
+
+impl Route {
+    /// Whether the layer answers this method, rather than the inner service.
+    fn serves(&self, method: &Method) -> bool {
+        match *method {
+            // What a CORS layer or an upgrade is for.
+            Method::OPTIONS | Method::CONNECT => false,
+            Method::GET | Method::HEAD => true,
+            Method::POST if !self.append.is_shut() => true,
+            _ => self.strict,
+        }
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.mounted.iter().map(|mounted| (&mounted.pattern, &mounted.route))).finish()
+    }
+}

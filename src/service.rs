@@ -1,0 +1,62 @@
+//! The service that the layer makes: is this request ours?
+
+use http::{Request, Response};
+use http_body::Body;
+use std::{
+    error::Error,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tower::Service;
+
+use crate::{Comet, ResponseBody, ResponseFuture, protocol, routes::Routes};
+
+/// A service behind the routes of a [`CometLayer`](crate::CometLayer).
+///
+/// It asks nothing of the inner service but that it answers requests: not `Clone`, not `Send`, not
+/// `'static`. Its errors are the inner service's own; whatever the layer refuses is a response.
+#[derive(Clone)]
+pub struct CometService<S> {
+    inner: S,
+    comet: Comet,
+    routes: Arc<Routes>,
+}
+
+impl<S> CometService<S> {
+    pub(crate) fn new(inner: S, comet: Comet, routes: Arc<Routes>) -> Self {
+        Self { inner, comet, routes }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for CometService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ReqBody: Body + Send + 'static,
+    ReqBody::Data: Send,
+    ReqBody::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        match self.routes.find(request.uri().path(), request.method()) {
+            None => ResponseFuture::inner(self.inner.call(request)),
+            Some((route, name)) => {
+                let comet = self.comet.registry().clone();
+                ResponseFuture::own(protocol::reply(comet, route, name, request))
+            }
+        }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for CometService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CometService").field("inner", &self.inner).field("routes", &self.routes).finish_non_exhaustive()
+    }
+}

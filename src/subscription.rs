@@ -1,0 +1,170 @@
+//! Reading a channel in process.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc};
+
+use crate::{
+    Error, Gone, Offset,
+    engine::{Reading, Reason, Start},
+    registry::{Ended, Registry, Wait},
+};
+
+/// Reads a channel in process: the same log and the same wake-ups as over HTTP.
+///
+/// It holds a place in the log and nothing else: however slow it is, it costs the channel no memory and no publisher
+/// any time. If it falls behind what the channel keeps, it is told.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// use tower_comet::Comet;
+///
+/// let comet = Comet::new();
+/// let numbers = comet.channel("/numbers");
+/// let mut reader = numbers.subscribe();
+/// numbers.append("[1, 2]").await?;
+/// numbers.close().await?;
+///
+/// let mut sum = 0;
+/// while let Some(message) = reader.recv().await? {
+///     sum += message.json::<i32>()?;
+/// }
+/// assert_eq!(sum, 3);
+/// # Ok::<(), tower_comet::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct Subscription {
+    registry: Arc<Registry>,
+    name: Arc<str>,
+    place: Start,
+    /// Messages of the last append that was read, still to be given.
+    pending: VecDeque<Message>,
+}
+
+impl Subscription {
+    pub(crate) fn new(registry: Arc<Registry>, name: Arc<str>, start: Start) -> Self {
+        // "From now" is decided now, not when `recv` is called.
+        let place = match start {
+            Start::Tail => Start::After(registry.tail(&name)),
+            start => start,
+        };
+        Self { registry, name, place, pending: VecDeque::new() }
+    }
+
+    /// The next message; `None` when the stream has ended and all of it has been read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`] if messages that come next are not kept any more, or the channel was deleted. It is told once; after it
+    /// the subscription goes on at the earliest message that is kept.
+    /// [`Error::ShutDown`] after [`Comet::close`](crate::Comet::close), when it would have to wait.
+    /// [`Error::Full`] if too many wait already. [`Error::Name`] if no channel can have the name.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a message is taken when it is returned, not before.
+    pub async fn recv(&mut self) -> Result<Option<Message>, Error> {
+        self.registry.check_name(&self.name)?;
+        loop {
+            if let Some(message) = self.pending.pop_front() {
+                return Ok(Some(message));
+            }
+            let reading = match self.next_append().await {
+                Ok(reading) => reading,
+                Err(error) => {
+                    if matches!(error, Error::Gone(_)) {
+                        self.place = Start::Earliest;
+                    }
+                    return Err(error);
+                }
+            };
+            if reading.is_empty() {
+                return Ok(None);
+            }
+            self.place = Start::After(reading.next);
+            self.pending = Message::all(reading);
+        }
+    }
+
+    /// One append, or the end of the stream as an empty reading.
+    async fn next_append(&self) -> Result<Reading, Error> {
+        // The least that a read gives is one append.
+        const ONE: usize = 0;
+        let reading = self.registry.read(&self.name, self.place, ONE).map_err(Error::Gone)?;
+        if !reading.is_empty() || reading.closed {
+            return Ok(reading);
+        }
+        let mut wait = Wait::new(self.registry.clone(), &self.name, &reading);
+        match poll_fn(|cx| wait.poll(cx, false, ONE)).await {
+            Ended::Read(reading) => Ok(reading),
+            Ended::Gone(gone) => Err(Error::Gone(gone)),
+            Ended::Deleted => {
+                let tail = self.registry.tail(&self.name);
+                Err(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
+            }
+            Ended::Refused(limit) => Err(Error::Full(limit)),
+            Ended::Released(_) | Ended::ShutDown | Ended::TimedOut(_) => Err(Error::ShutDown),
+        }
+    }
+}
+
+/// One message of a channel.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    data: Bytes,
+    offset: Offset,
+}
+
+impl Message {
+    /// The messages of one append.
+    fn all(reading: Reading) -> VecDeque<Self> {
+        let (after, next, json) = (reading.after, reading.next, reading.json);
+        let mut left = reading.messages;
+        let data = reading.into_bytes();
+        if !json {
+            return VecDeque::from([Self { data, offset: next }]);
+        }
+        if left == 1 {
+            return VecDeque::from([Self { data: data.slice(1..data.len() - 1), offset: next }]);
+        }
+        let texts: Vec<&RawValue> = serde_json::from_slice(&data).expect("a JSON batch is an array: it was checked");
+        let messages = texts.into_iter().map(|text| {
+            left -= 1;
+            let offset = if left == 0 { next } else { after };
+            Self { data: data.slice_ref(text.get().as_bytes()), offset }
+        });
+        messages.collect()
+    }
+
+    /// The message: the text of a JSON value, or bytes.
+    #[must_use]
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// The message as a value.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`] if it is not JSON, or not of this type.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.data).map_err(|error| Error::Json(error.into()))
+    }
+
+    /// Where to resume from after this message without losing one.
+    ///
+    /// Messages of one append share an offset: the last of them carries it, those before carry the one
+    /// before, so that resuming from any of them repeats rather than skips.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        self.offset
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message").field("bytes", &self.data.len()).field("offset", &self.offset).finish()
+    }
+}
