@@ -1,4 +1,102 @@
-//! Push to clients over plain HTTP.
+//! Push to clients over plain HTTP, from the axum, tonic or hyper service that you already have.
+//!
+//! A client sends two kinds of request: one that *sends data*, and one that *waits*. This crate is the second
+//! kind, done once: a tower layer that turns requests on the routes you name into waits on named channels, and passes every
+//! other request through untouched. You publish by calling a method; a client that waits is answered, and one that was
+//! between two polls is given what it missed.
+//!
+//! Two types carry it. [`Comet`] is the channels; [`CometLayer`] is the routes.
+//!
+//! # A tour
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(async {
+//! use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
+//! use tower::ServiceExt;
+//! use tower_comet::{Comet, CometLayer, Route};
+//!
+//! let comet = Comet::new();
+//!
+//! // The layer goes around what is there. `/events/news` is now a channel, and so is `/events/anything`.
+//! let app: Router = Router::new()
+//!     .route("/", get(|| async { "an ordinary handler" }))
+//!     .layer(CometLayer::new(comet.clone()).route("/events/{channel}", Route::new()));
+//!
+//! // A bare GET waits for the next message ...
+//! let waiting = tokio::spawn(app.clone().oneshot(Request::get("/events/news").body(Body::empty())?));
+//! while comet.waiters() == 0 {
+//!     tokio::task::yield_now().await;
+//! }
+//!
+//! // ... which is anything that serde can write. A channel is named by the path that it is read at.
+//! let news = comet.channel("/events/news");
+//! news.publish("first").await?;
+//!
+//! let answer = waiting.await??;
+//! let offset = answer.headers()["stream-next-offset"].to_str()?.to_owned();
+//! assert_eq!(to_bytes(answer.into_body(), 1024).await?, r#"["first"]"#);
+//!
+//! // The client is between two polls. What is published now waits for it ...
+//! news.publish("second").await?;
+//! news.publish("third").await?;
+//!
+//! // ... at the offset that the last answer gave.
+//! let uri = format!("/events/news?offset={offset}&live=long-poll");
+//! let answer = app.oneshot(Request::get(uri).body(Body::empty())?).await?;
+//! assert_eq!(to_bytes(answer.into_body(), 1024).await?, r#"["second","third"]"#);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # What it does
+//!
+//! * **Nothing is lost between two polls.** A channel is a log; [`Retention`] bounds it. What cannot be served any more is
+//!   said (410, [`Error::Gone`]), never skipped in silence.
+//! * **Plain HTTP.** The wire format is [Durable Streams 1.0](https://github.com/durable-streams/durable-streams): curl,
+//!   `fetch` and its clients can use it.
+//! * **Bounded.** Everything that a stranger's request can grow has a limit: see [`CometBuilder`] and [`Route`].
+//! * **Shut by default.** Reading is open; writing is off until a [`Route`] turns it on and says who may: see [`Authorize`].
+//! * **Shuts down.** [`Comet::close_on`] ends all waits, so that a graceful shutdown does not hang on them.
+//! * **Out of the way.** A request that is on no route costs a look-up of its path: no lock, no allocation.
+//!
+//! # What it does not do
+//!
+//! * The logs are in memory, in one process; a restart empties them, and clients are told.
+//! * Of Durable Streams it serves reads, long-polls, `HEAD` and appends: not yet creating and deleting over HTTP, SSE,
+//!   producers, expiry and forks.
+//! * No WebSockets, no presence, no acknowledgements.
+//!
+//! # Reading, over HTTP
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /events/news` | waits for the next message |
+//! | `GET …?offset=-1` | what there is, from the start |
+//! | `GET …?offset=now` | nothing, and where the tail is |
+//! | `GET …?offset=OFFSET` | what there is after the offset |
+//! | `GET …?offset=OFFSET&live=long-poll` | the same, and waits if there is nothing |
+//! | `HEAD …` | type and tail |
+//!
+//! | status | |
+//! | --- | --- |
+//! | 200 | messages: a JSON array, or the bytes of a channel of another type |
+//! | 204 | nothing came in time; or, with `Stream-Closed: true`, nothing will |
+//! | 304 | what `If-None-Match` names is still what there is |
+//! | 400 | a malformed offset, query or path |
+//! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
+//! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
+//! | 503 | a limit is reached, or the server is closing: try again after `Retry-After` |
+//!
+//! `Stream-Next-Offset` is where to go on from. `Stream-Up-To-Date` and `Stream-Closed` are there or not there, never
+//! `false`. A wait takes up to [`Route::max_wait`]; a client asks for less with `Prefer: wait=10` or `?timeout=10`, in
+//! seconds. On a bare `GET` the client does not say where it was, so what is published before its next bare `GET` is not
+//! for it.
+//!
+//! # Beside other layers
+//!
+//! Tracing, CORS, authentication and compression go outside of the layer; time-outs and concurrency limits inside,
+//! where they see the application's requests and not the waits. An outer layer finds an [`Outcome`] in the extensions of the
+//! layer's own answers. In axum, add the layer last, to the outermost router, with full paths.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod access;
@@ -33,3 +131,25 @@ pub use outcome::Outcome;
 pub use route::Route;
 pub use service::CometService;
 pub use subscription::{Message, Subscription};
+
+/// The code in the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// What users put into tasks, state and statics.
+const _: () = {
+    const fn is_shared<T: Send + Sync + 'static>() {}
+    is_shared::<Comet>();
+    is_shared::<Channel>();
+    is_shared::<Subscription>();
+    is_shared::<Message>();
+    is_shared::<CometLayer>();
+    is_shared::<CometService<()>>();
+    is_shared::<ResponseBody<()>>();
+    is_shared::<Error>();
+    const fn is_sent<T: Send + 'static>() {}
+    is_sent::<Change>();
+    is_sent::<Broadcast>();
+    is_sent::<ResponseFuture<()>>();
+};
