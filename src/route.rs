@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Authorize, access::Gate, channel::JSON, registry::check_media_type};
+use crate::{Authorize, access::Gate, channel::JSON, engine::check_media_type};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///

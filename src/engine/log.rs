@@ -1,25 +1,12 @@
 //! A log in memory: the history of one channel.
 
-use bytes::{Bytes, BytesMut};
-use std::{collections::VecDeque, error::Error, fmt, sync::Arc};
+use bytes::Bytes;
+use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{Batch, Offset, Retention};
+use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, is_json, reading::Pieces};
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
 const ENTRY_COST: usize = 64;
-
-/// Where a read starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    /// At the earliest message that is kept: `-1`.
-    Earliest,
-    /// At the tail: `now`.
-    Tail,
-    /// Before anything that was ever appended: a wait that began when nobody had made the channel.
-    Origin,
-    /// Just after what the offset names.
-    After(Offset),
-}
 
 /// The history of a channel, in memory.
 pub(crate) struct Log {
@@ -218,7 +205,7 @@ impl Log {
     }
 
     pub(crate) fn gone(&self, reason: Reason) -> Gone {
-        Gone { reason, tail: self.tail(), earliest: self.floor }
+        Gone::new(reason, self.tail(), self.floor)
     }
 }
 
@@ -240,175 +227,4 @@ pub(crate) struct Weight {
     pub(crate) adds: usize,
     pub(crate) frees: usize,
     surplus: usize,
-}
-
-/// What a read found.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    /// `None` for a channel that nobody has made; its type is whatever the reader takes it for.
-    pub(crate) content_type: Option<Arc<str>>,
-    pub(crate) json: bool,
-    /// The log's id; 0 for a channel that nobody has made.
-    pub(crate) log: u64,
-    /// The place that was asked for.
-    pub(crate) after: Offset,
-    /// The place just after what was found.
-    pub(crate) next: Offset,
-    pub(crate) up_to_date: bool,
-    /// The stream has ended, and this is its end.
-    pub(crate) closed: bool,
-    pub(crate) messages: usize,
-    pieces: Pieces,
-}
-
-enum Pieces {
-    None,
-    One(Bytes),
-    Many(Vec<Bytes>),
-}
-
-impl Reading {
-    /// A channel that nobody has made: nothing at `origin`, for now.
-    pub(crate) fn unknown(origin: Offset) -> Self {
-        Self {
-            content_type: None,
-            json: false,
-            log: 0,
-            after: origin,
-            next: origin,
-            up_to_date: true,
-            closed: false,
-            messages: 0,
-            pieces: Pieces::None,
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        matches!(self.pieces, Pieces::None)
-    }
-
-    /// All messages in one piece: a JSON array, or the bytes one after the other.
-    ///
-    /// Called without a lock: joining a megabyte takes longer than an append.
-    pub(crate) fn into_bytes(self) -> Bytes {
-        match self.pieces {
-            Pieces::None if self.json => Bytes::from_static(b"[]"),
-            Pieces::None => Bytes::new(),
-            Pieces::One(data) => data,
-            Pieces::Many(pieces) => {
-                let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-                for piece in &pieces {
-                    if !self.json {
-                        joined.extend_from_slice(piece);
-                    } else if joined.is_empty() {
-                        joined.extend_from_slice(&piece[..piece.len() - 1]);
-                    } else {
-                        joined.extend_from_slice(b",");
-                        joined.extend_from_slice(&piece[1..piece.len() - 1]);
-                    }
-                }
-                if self.json {
-                    joined.extend_from_slice(b"]");
-                }
-                joined.freeze()
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Pieces {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::None => f.write_str("None"),
-            Self::One(data) => write!(f, "One({} bytes)", data.len()),
-            Self::Many(pieces) => write!(f, "Many({} appends)", pieces.len()),
-        }
-    }
-}
-
-/// Why an offset is no place to resume from: something after it cannot be given any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gone {
-    reason: Reason,
-    tail: Offset,
-    earliest: Offset,
-}
-
-impl Gone {
-    pub(crate) fn new(reason: Reason, tail: Offset, earliest: Offset) -> Self {
-        Self { reason, tail, earliest }
-    }
-
-    /// What became of it.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        self.reason
-    }
-
-    /// Where the channel ends now.
-    #[must_use]
-    pub fn tail(&self) -> Offset {
-        self.tail
-    }
-
-    /// The earliest place that can be resumed from now.
-    #[must_use]
-    pub fn earliest(&self) -> Offset {
-        self.earliest
-    }
-}
-
-impl fmt::Display for Gone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.reason {
-            Reason::Unknown => "the channel of this offset is gone",
-            Reason::OtherLog => "the offset is of another log: the channel was made anew since",
-            Reason::Ahead => "the offset is past the end of the log",
-            Reason::Trimmed => "messages after this offset are no longer kept",
-            Reason::Deleted => "the channel was deleted",
-        })
-    }
-}
-
-impl Error for Gone {}
-
-/// What became of an offset: see [`Gone`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// Nobody has made the channel, or its history has aged out and it was forgotten: `gone`.
-    Unknown,
-    /// The offset is of another log: `other-log`.
-    OtherLog,
-    /// The offset is past the end of the log: `ahead`.
-    Ahead,
-    /// Some of what follows the offset is no longer kept: `trimmed`.
-    Trimmed,
-    /// The channel was deleted: `deleted`.
-    Deleted,
-}
-
-impl Reason {
-    /// The word for it in a 410's problem document.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "gone",
-            Self::OtherLog => "other-log",
-            Self::Ahead => "ahead",
-            Self::Trimmed => "trimmed",
-            Self::Deleted => "deleted",
-        }
-    }
-}
-
-/// Whether a media type is `application/json`, whatever its case and parameters.
-pub(crate) fn is_json(content_type: &str) -> bool {
-    same_type(content_type, "application/json")
-}
-
-/// Whether two media types are the same; case and parameters such as `charset` do not count.
-pub(crate) fn same_type(a: &str, b: &str) -> bool {
-    let essence = |text: &str| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence(a) == essence(b)
 }

@@ -4,12 +4,17 @@
 //! [`registry`](crate::registry) guards each with its channel's lock.
 
 mod batch;
+mod gone;
 mod log;
+mod media_type;
 mod offset;
+mod reading;
 mod retention;
 
 pub(crate) use batch::Batch;
-pub use log::{Gone, Reason};
-pub(crate) use log::{Log, Reading, Start, is_json, same_type};
+pub use gone::{Gone, Reason};
+pub(crate) use log::Log;
+pub(crate) use media_type::{check_media_type, is_json, same_type};
 pub use offset::{Offset, ParseOffsetError};
+pub(crate) use reading::{Reading, Start};
 pub use retention::Retention;

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::{Answer, Reply, Target, answer, has_token, headers, problem::Problem};
 use crate::{
     Error, Offset, Outcome,
-    engine::{Batch, Start, is_json, same_type},
-    registry::{Terms, check_media_type},
+    engine::{Batch, Start, check_media_type, is_json, same_type},
+    registry::Terms,
 };
 
 /// How much of a body that is refused is read and thrown away, so that the client reads the answer; beyond it, or past the

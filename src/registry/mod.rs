@@ -46,7 +46,7 @@ use origin::Origins;
 pub(crate) use closing::Drained;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use wait::{Ended, Wait};
-pub(crate) use write::{Terms, check_media_type};
+pub(crate) use write::Terms;
 
 /// All channels of one [`Comet`](crate::Comet).
 pub(crate) struct Registry {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Batch, Log, Offset, same_type},
+    engine::{Batch, Log, Offset, check_media_type, same_type},
 };
 
 /// On which terms something is appended.
@@ -132,10 +132,4 @@ impl Registry {
         }
         Ok(state.log.as_mut().expect("made just now if not before"))
     }
-}
-
-/// Whether a text can be a `Content-Type`: it will be a header.
-pub(crate) fn check_media_type(text: &str) -> Result<(), Error> {
-    let fits = text.contains('/') && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    if fits { Ok(()) } else { Err(Error::MediaType) }
 }

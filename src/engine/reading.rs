@@ -1,0 +1,104 @@
+//! What a read asks for, and what it found.
+
+use bytes::{Bytes, BytesMut};
+use std::{fmt, sync::Arc};
+
+use super::Offset;
+
+/// Where a read starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At the earliest message that is kept: `-1`.
+    Earliest,
+    /// At the tail: `now`.
+    Tail,
+    /// Before anything that was ever appended: a wait that began when nobody had made the channel.
+    Origin,
+    /// Just after what the offset names.
+    After(Offset),
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// `None` for a channel that nobody has made; its type is whatever the reader takes it for.
+    pub(crate) content_type: Option<Arc<str>>,
+    pub(crate) json: bool,
+    /// The log's id; 0 for a channel that nobody has made.
+    pub(crate) log: u64,
+    /// The place that was asked for.
+    pub(crate) after: Offset,
+    /// The place just after what was found.
+    pub(crate) next: Offset,
+    pub(crate) up_to_date: bool,
+    /// The stream has ended, and this is its end.
+    pub(crate) closed: bool,
+    pub(crate) messages: usize,
+    pub(super) pieces: Pieces,
+}
+
+/// The appends that were found, shared with the log.
+pub(super) enum Pieces {
+    None,
+    One(Bytes),
+    Many(Vec<Bytes>),
+}
+
+impl Reading {
+    /// A channel that nobody has made: nothing at `origin`, for now.
+    pub(crate) fn unknown(origin: Offset) -> Self {
+        Self {
+            content_type: None,
+            json: false,
+            log: 0,
+            after: origin,
+            next: origin,
+            up_to_date: true,
+            closed: false,
+            messages: 0,
+            pieces: Pieces::None,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self.pieces, Pieces::None)
+    }
+
+    /// All messages in one piece: a JSON array, or the bytes one after the other.
+    ///
+    /// Called without a lock: joining a megabyte takes longer than an append.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self.pieces {
+            Pieces::None if self.json => Bytes::from_static(b"[]"),
+            Pieces::None => Bytes::new(),
+            Pieces::One(data) => data,
+            Pieces::Many(pieces) => {
+                let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+                for piece in &pieces {
+                    if !self.json {
+                        joined.extend_from_slice(piece);
+                    } else if joined.is_empty() {
+                        joined.extend_from_slice(&piece[..piece.len() - 1]);
+                    } else {
+                        joined.extend_from_slice(b",");
+                        joined.extend_from_slice(&piece[1..piece.len() - 1]);
+                    }
+                }
+                if self.json {
+                    joined.extend_from_slice(b"]");
+                }
+                joined.freeze()
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::One(data) => write!(f, "One({} bytes)", data.len()),
+            Self::Many(pieces) => write!(f, "Many({} appends)", pieces.len()),
+        }
+    }
+}
