@@ -101,8 +101,14 @@ impl Access {
 pub enum Action {
     /// Reading, and waiting: `GET`, `HEAD`.
     Read,
-    /// Appending: `POST`.
+    /// Appending: `POST` with a body.
     Append,
+    /// Creating: `PUT`.
+    Create,
+    /// Ending the stream: `POST` with `Stream-Closed: true`.
+    Close,
+    /// Deleting: `DELETE`.
+    Delete,
 }
 
 /// What an [`Authorize`] allows: the channel that was asked for, or another in its place.

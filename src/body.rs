@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
 };
+
+use crate::protocol::Payload;
 
 pin_project! {
     /// The body of an answer: the inner service's, or the layer's own.
@@ -33,7 +34,7 @@ pin_project! {
     #[project = KindProjection]
     enum Kind<B> {
         Inner { #[pin] body: B },
-        Own { body: Full<Bytes> },
+        Own { body: Payload },
     }
 }
 
@@ -42,7 +43,7 @@ impl<B> ResponseBody<B> {
         Self { kind: Kind::Inner { body } }
     }
 
-    pub(crate) fn own(body: Full<Bytes>) -> Self {
+    pub(crate) fn own(body: Payload) -> Self {
         Self { kind: Kind::Own { body } }
     }
 }
@@ -79,13 +80,13 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
 /// An empty body.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
-        Self::own(Full::default())
+        Self::own(Payload::default())
     }
 }
 
 impl<B> From<Bytes> for ResponseBody<B> {
     fn from(bytes: Bytes) -> Self {
-        Self::own(Full::new(bytes))
+        Self::own(bytes.into())
     }
 }
 

@@ -14,8 +14,8 @@ use serde::Serialize;
 use crate::{
     Error, Offset,
     channel::JSON,
-    engine::Batch,
-    registry::{Registry, Terms},
+    engine::{Batch, Stamp},
+    registry::{Append, Appended, Creation, Registry},
 };
 
 /// A change to a channel: [`publish`](crate::Channel::publish), [`append`](crate::Channel::append),
@@ -36,27 +36,46 @@ pub struct Change {
 }
 
 enum What {
-    Append(Result<Batch, Error>),
-    Create(Arc<str>),
-    Close,
+    Append { batch: Result<Option<Batch>, Error>, close: bool, stamp: Option<Stamp> },
+    Create(Box<Creation>),
     Delete,
 }
 
 impl Change {
-    pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
-        Self { registry, name, what: Some(What::Append(batch)) }
+    fn new(registry: Arc<Registry>, name: Arc<str>, what: What) -> Self {
+        Self { registry, name, what: Some(what) }
     }
 
-    pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, content_type: Arc<str>) -> Self {
-        Self { registry, name, what: Some(What::Create(content_type)) }
+    pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
+        Self::new(registry, name, What::Append { batch: batch.map(Some), close: false, stamp: None })
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self { registry, name, what: Some(What::Close) }
+        Self::new(registry, name, What::Append { batch: Ok(None), close: true, stamp: None })
+    }
+
+    pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Creation) -> Self {
+        Self::new(registry, name, What::Create(Box::new(creation)))
     }
 
     pub(crate) fn delete(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self { registry, name, what: Some(What::Delete) }
+        Self::new(registry, name, What::Delete)
+    }
+
+    /// The same, and the end of the stream with it.
+    pub(crate) fn and_close(mut self) -> Self {
+        if let Some(What::Append { close, .. }) = &mut self.what {
+            *close = true;
+        }
+        self
+    }
+
+    /// The same, as a producer's message.
+    pub(crate) fn stamped(mut self, by: Stamp) -> Self {
+        if let Some(What::Append { stamp, .. }) = &mut self.what {
+            *stamp = Some(by);
+        }
+        self
     }
 
     /// Blocks the thread until it is done: for code outside a runtime.
@@ -88,11 +107,17 @@ impl Future for Change {
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let what = self.what.take().expect("`Change` polled after it was ready");
         Poll::Ready(match what {
-            What::Append(batch) => batch.and_then(|batch| {
-                self.registry.append(&self.name, &batch, &Terms { content_type: None, create: Some(&JSON.into()) })
+            What::Append { batch, close, stamp } => batch.and_then(|batch| {
+                let create = &JSON.into();
+                let (batch, stamp) = (batch.as_ref(), stamp.as_ref());
+                let append = Append { batch, create: Some(create), close, stamp, ..Append::default() };
+                match self.registry.append(&self.name, &append)? {
+                    // Nothing is sent twice in process: somebody else has the same id and epoch.
+                    Appended { duplicate: true, accepted: Some((epoch, _)), .. } => Err(Error::Fenced { epoch }),
+                    appended => Ok(appended.tail),
+                }
             }),
-            What::Create(content_type) => self.registry.create(&self.name, &content_type),
-            What::Close => self.registry.close_channel(&self.name, Some(&JSON.into())),
+            What::Create(creation) => self.registry.create(&self.name, &creation).map(|created| created.tail),
             What::Delete => self.registry.delete(&self.name),
         })
     }
@@ -101,9 +126,8 @@ impl Future for Change {
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match &self.what {
-            Some(What::Append(_)) => "append",
+            Some(What::Append { .. }) => "append",
             Some(What::Create(_)) => "create",
-            Some(What::Close) => "close",
             Some(What::Delete) => "delete",
             None => "done",
         };
@@ -151,11 +175,12 @@ impl Future for Broadcast {
         Poll::Ready(ready.and_then(|(pattern, batch)| {
             let (mut reached, mut full) = (0, None);
             for name in self.registry.names().filter(|name| pattern.at(name).is_ok()) {
-                let terms = Terms { content_type: None, create: Some(&JSON.into()) };
-                match self.registry.append(&name, &batch, &terms) {
+                let create = &JSON.into();
+                let append = Append { batch: Some(&batch), create: Some(create), ..Append::default() };
+                match self.registry.append(&name, &append) {
                     Ok(_) => reached += 1,
                     // Not meant, or too late.
-                    Err(Error::Closed | Error::ContentType { .. }) => {}
+                    Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}
                     Err(Error::Full(limit)) => full = Some(limit),
                     Err(error) => return Err(error),
                 }

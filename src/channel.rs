@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Change, Offset, Subscription,
+    Change, Create, Offset, Producer, Subscription,
     engine::{Batch, Start, is_json},
     registry::Registry,
 };
@@ -92,21 +92,40 @@ impl Channel {
     pub fn append(&self, bytes: impl Into<Bytes>) -> Change {
         let bytes = bytes.into();
         // The type is looked at now, as the encoding is done now; the append itself checks that it still holds.
-        let known = self.registry.read(&self.name, Start::Tail, 0).ok().and_then(|reading| reading.content_type);
-        let batch = if known.is_none_or(|known| is_json(&known)) { Batch::json(&bytes) } else { Batch::bytes(bytes) };
+        let known = self.registry.peek(&self.name).ok().flatten();
+        let json = known.is_none_or(|known| is_json(&known.content_type));
+        let batch = if json { Batch::json(&bytes) } else { Batch::bytes(bytes) };
         Change::append(self.registry.clone(), self.name.clone(), batch)
     }
 
-    /// Makes the channel, with a content type, to stay until it is [`delete`](Self::delete)d. Resolves to its tail.
-    ///
-    /// Creating it again with the same type changes nothing.
+    /// Appends a value as one JSON message and ends the stream, in one step: who waits is given both. Resolves to the
+    /// final offset.
     ///
     /// # Errors
     ///
-    /// [`ContentType`](crate::Error::ContentType) if it holds another type, [`MediaType`](crate::Error::MediaType) if
-    /// this is none, [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
-    pub fn create(&self, content_type: &str) -> Change {
-        Change::create(self.registry.clone(), self.name.clone(), content_type.into())
+    /// As for [`publish`](Self::publish).
+    pub fn publish_last<T: Serialize + ?Sized>(&self, value: &T) -> Change {
+        self.publish(value).and_close()
+    }
+
+    /// Publishes under a name of its own, so that nothing is there twice: see [`Producer`].
+    pub fn producer(&self, id: &str, epoch: u64) -> Producer {
+        Producer::new(self.clone(), id, epoch)
+    }
+
+    /// Makes the channel, to stay until it is [`delete`](Self::delete)d or its lifetime is over. Resolves to its tail.
+    ///
+    /// It is given a content type, or a [`Create`] that says more: a lifetime, what it begins with, whether it is a fork.
+    /// Creating it again in the same way changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::Error::Conflict) if it is there, created in another way;
+    /// [`MediaType`](crate::Error::MediaType) if the content type is none; of a fork, [`Unknown`](crate::Error::Unknown)
+    /// and [`ForkOffset`](crate::Error::ForkOffset) if the source is not there or not the place in it;
+    /// [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
+    pub fn create(&self, how: impl Into<Create>) -> Change {
+        Change::create(self.registry.clone(), self.name.clone(), how.into().creation)
     }
 
     /// Ends the stream: everybody who waits is told at once, later readers when they reach the end, and nothing
@@ -183,13 +202,13 @@ impl Channel {
     /// How many appends are kept.
     #[must_use]
     pub fn history(&self) -> usize {
-        self.registry.history(&self.name)
+        self.registry.peek(&self.name).ok().flatten().map_or(0, |peek| peek.history)
     }
 
     /// Whether the stream has ended: see [`close`](Self::close).
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.registry.read(&self.name, Start::Tail, 0).is_ok_and(|reading| reading.closed)
+        self.registry.peek(&self.name).ok().flatten().is_some_and(|peek| peek.closed)
     }
 }
 

@@ -35,6 +35,26 @@ pub enum Error {
     },
     /// The channel is closed: its stream has ended.
     Closed,
+    /// The channel is there already, created in another way.
+    Conflict,
+    /// A `Stream-Seq` is not above the last one.
+    Sequence,
+    /// A producer of a later epoch has taken over.
+    Fenced {
+        /// The epoch that is current.
+        epoch: u64,
+    },
+    /// A producer's message is missing before this one.
+    Gap {
+        /// The number that comes next.
+        expected: u64,
+        /// The number that was sent.
+        received: u64,
+    },
+    /// A new epoch of a producer begins at 0.
+    Epoch,
+    /// The place to fork at is not there.
+    ForkOffset,
     /// Nobody has made the channel.
     Unknown,
     /// The offset to read from is no place to resume from any more.
@@ -57,6 +77,14 @@ impl fmt::Display for Error {
             Self::TooLarge { limit } => write!(f, "the append is larger than {limit} bytes"),
             Self::ContentType { holds } => write!(f, "the channel holds {holds}"),
             Self::Closed => f.write_str("the channel is closed"),
+            Self::Conflict => f.write_str("the channel is there already, created in another way"),
+            Self::Sequence => f.write_str("the sequence is not above the last one"),
+            Self::Fenced { epoch } => write!(f, "a producer of epoch {epoch} has taken over"),
+            Self::Gap { expected, received } => {
+                write!(f, "the producer's message {expected} is missing before {received}")
+            }
+            Self::Epoch => f.write_str("a producer's new epoch begins at 0"),
+            Self::ForkOffset => f.write_str("the place to fork at is not there"),
             Self::Unknown => f.write_str("there is no such channel"),
             Self::Gone(gone) => fmt::Display::fmt(gone, f),
             Self::Full(limit) => fmt::Display::fmt(limit, f),

@@ -81,6 +81,14 @@ impl CometLayer {
         Arc::make_mut(&mut self.routes).insert(pattern, route)?;
         Ok(self)
     }
+
+    /// Where the routes are as the outside sees them, `https://example.com` or `https://example.com/api`: what `Location`
+    /// begins with after a `PUT`. Default: `http` and the host that the request was sent to.
+    #[must_use]
+    pub fn public_url(mut self, url: &str) -> Self {
+        Arc::make_mut(&mut self.routes).set_public_url(url);
+        self
+    }
 }
 
 impl<S> Layer<S> for CometLayer {

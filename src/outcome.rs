@@ -28,8 +28,14 @@
 pub enum Outcome {
     /// A read or a look that did not wait.
     Read,
-    /// An append.
+    /// An append, or the end of a stream.
     Appended,
+    /// A channel was created, or was there.
+    Created,
+    /// A channel was deleted.
+    Deleted,
+    /// An event stream began.
+    Streamed,
     /// A live read that found messages: at once, or after a wait.
     Delivered,
     /// A wait that found nothing in its time.

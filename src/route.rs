@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Authorize, access::Gate, channel::JSON, engine::check_media_type};
+use crate::{Action, Authorize, access::Gate, channel::JSON, engine::check_media_type};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -35,6 +35,10 @@ pub struct Route {
     pub(crate) channel: Option<String>,
     pub(crate) read: Gate,
     pub(crate) append: Gate,
+    pub(crate) create: Gate,
+    pub(crate) close: Gate,
+    pub(crate) delete: Gate,
+    pub(crate) max_age: Option<Duration>,
 }
 
 impl Route {
@@ -49,12 +53,16 @@ impl Route {
             channel: None,
             read: Gate::Open,
             append: Gate::Shut,
+            create: Gate::Shut,
+            close: Gate::Shut,
+            delete: Gate::Shut,
+            max_age: None,
         }
     }
 
     /// A strict route: see [`Route`].
     pub fn strict() -> Self {
-        Self { strict: true, ..Self::new() }
+        Self { strict: true, content_type: "application/octet-stream".into(), ..Self::new() }
     }
 
     /// Names the channel by a template over the parameters of the route's pattern, `"{room}"`, instead of by the
@@ -76,8 +84,8 @@ impl Route {
         self
     }
 
-    /// The content type of channels that a `POST` on this route makes, and of those that nobody has made yet. Default
-    /// `application/json`.
+    /// The content type of channels that are made on this route, and of those that nobody has made yet. Default
+    /// `application/json`; on a strict route `application/octet-stream`, where a `PUT` may say another.
     ///
     /// # Panics
     ///
@@ -129,6 +137,64 @@ impl Route {
     pub fn append_by_anyone(mut self) -> Self {
         self.append = Gate::Open;
         self
+    }
+
+    /// Allows creating by `PUT`, and asks who may. Who forks a channel is asked about reading its source too, by the route of
+    /// the source.
+    pub fn create_by(mut self, authorize: impl Authorize) -> Self {
+        self.create = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows creating by `PUT` to anyone who can reach the server.
+    pub fn create_by_anyone(mut self) -> Self {
+        self.create = Gate::Open;
+        self
+    }
+
+    /// Allows ending the stream, by `POST` with `Stream-Closed: true`, and asks who may. An append that ends the stream with
+    /// it must be allowed both.
+    pub fn close_by(mut self, authorize: impl Authorize) -> Self {
+        self.close = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows ending the stream to anyone who can reach the server.
+    pub fn close_by_anyone(mut self) -> Self {
+        self.close = Gate::Open;
+        self
+    }
+
+    /// Allows deleting by `DELETE`, and asks who may.
+    pub fn delete_by(mut self, authorize: impl Authorize) -> Self {
+        self.delete = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows deleting to anyone who can reach the server.
+    pub fn delete_by_anyone(mut self) -> Self {
+        self.delete = Gate::Open;
+        self
+    }
+
+    /// Lets caches keep what was read, for so long: for channels that many read from the same place. Off by default:
+    /// everything is `no-store`.
+    ///
+    /// Only answers with messages in them are kept; `private` ones, by the client alone, if the route asks who may read. An
+    /// empty answer, a time-out and a refusal never are.
+    pub fn cache_for(mut self, max_age: Duration) -> Self {
+        self.max_age = Some(max_age);
+        self
+    }
+
+    pub(crate) fn gate(&self, action: Action) -> &Gate {
+        match action {
+            Action::Read => &self.read,
+            Action::Append => &self.append,
+            Action::Create => &self.create,
+            Action::Close => &self.close,
+            Action::Delete => &self.delete,
+        }
     }
 }
 

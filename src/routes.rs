@@ -13,6 +13,7 @@ use crate::{
 pub(crate) struct Routes {
     router: Router<usize>,
     mounted: Vec<Mounted>,
+    public_url: Option<String>,
 }
 
 #[derive(Clone)]
@@ -36,6 +37,15 @@ impl Routes {
         Ok(())
     }
 
+    pub(crate) fn set_public_url(&mut self, url: &str) {
+        self.public_url = Some(url.trim_end_matches('/').to_owned());
+    }
+
+    /// Where the routes are as the outside sees them, without a slash at the end.
+    pub(crate) fn public_url(&self) -> Option<&str> {
+        self.public_url.as_deref()
+    }
+
     /// The route of a request, if it is ours, and the name of the channel that it is about.
     ///
     /// The path is matched as it came, like the host's router does. Nothing is decoded or allocated before.
@@ -46,6 +56,15 @@ impl Routes {
             return None;
         }
         Some((mounted.route.clone(), self.name(path, &found)))
+    }
+
+    /// The first segment below a strict route's fixed part is kept for subscriptions, which are not served.
+    pub(crate) fn is_reserved(&self, path: &str) -> bool {
+        self.router.at(path).is_ok_and(|found| {
+            let mounted = &self.mounted[*found.value];
+            let fixed = mounted.pattern.split('{').next().unwrap_or_default();
+            mounted.route.strict && path.strip_prefix(fixed).is_some_and(|rest| rest.split('/').next() == Some("__ds"))
+        })
     }
 
     fn name(&self, path: &str, found: &Match<'_, '_, &usize>) -> Result<String, NameError> {
@@ -71,7 +90,9 @@ impl Route {
             // What a CORS layer or an upgrade is for.
             Method::OPTIONS | Method::CONNECT => false,
             Method::GET | Method::HEAD => true,
-            Method::POST if !self.append.is_shut() => true,
+            Method::POST if !self.append.is_shut() || !self.close.is_shut() => true,
+            Method::PUT if !self.create.is_shut() => true,
+            Method::DELETE if !self.delete.is_shut() => true,
             _ => self.strict,
         }
     }

@@ -47,10 +47,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.routes.find(request.uri().path(), request.method()) {
             None => ResponseFuture::inner(self.inner.call(request)),
-            Some((route, name)) => {
-                let comet = self.comet.registry().clone();
-                ResponseFuture::own(protocol::reply(comet, route, name, request))
-            }
+            Some(found) => ResponseFuture::own(protocol::reply(self.comet.registry(), &self.routes, found, request)),
         }
     }
 }

@@ -3,7 +3,14 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+};
+use tokio::time::sleep_until;
 
 use crate::{
     Error, Gone, Offset,
@@ -96,16 +103,23 @@ impl Subscription {
         if !reading.is_empty() || reading.closed {
             return Ok(reading);
         }
-        let mut wait = Wait::new(self.registry.clone(), &self.name, &reading);
-        match poll_fn(|cx| wait.poll(cx, false, ONE)).await {
+        let existed = reading.content_type.is_some();
+        let mut wait = Wait::new(self.registry.clone(), &self.name, reading.next, existed);
+        // Only a channel whose end is fixed needs a clock, and with it a runtime.
+        let mut end = pin!(reading.until.map(|until| sleep_until(self.registry.moment(until))));
+        let waited = poll_fn(|cx| {
+            let over = end.as_mut().as_pin_mut().is_some_and(|end| end.poll(cx).is_ready());
+            wait.poll(cx, over, ONE)
+        });
+        match waited.await {
             Ended::Read(reading) => Ok(reading),
             Ended::Gone(gone) => Err(Error::Gone(gone)),
             Ended::Deleted => {
                 let tail = self.registry.tail(&self.name);
                 Err(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
             }
-            Ended::Refused(limit) => Err(Error::Full(limit)),
-            Ended::Released(_) | Ended::ShutDown | Ended::TimedOut(_) => Err(Error::ShutDown),
+            Ended::Refused(error) => Err(error),
+            Ended::Released(_) | Ended::TimedOut(_) => Err(Error::ShutDown),
         }
     }
 }

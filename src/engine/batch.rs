@@ -5,8 +5,10 @@ use serde::{
     Serialize,
     de::{Deserializer as _, IgnoredAny, SeqAccess, Visitor},
 };
+use serde_json::value::RawValue;
 use std::fmt;
 
+use super::is_json;
 use crate::Error;
 
 /// What one append adds: one or more JSON messages, or bytes.
@@ -50,6 +52,26 @@ impl Batch {
             return Err(Error::Empty);
         }
         Ok(Self { data, messages, json: true })
+    }
+
+    /// The content that a channel is created with, which may be none: no bytes, or an empty array.
+    pub(crate) fn initial(bytes: Bytes, content_type: &str) -> Result<Option<Self>, Error> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let batch = if is_json(content_type) { Self::json(&bytes) } else { Self::bytes(bytes) };
+        match batch {
+            Ok(batch) => Ok(Some(batch)),
+            Err(Error::Empty) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The text of an array of the first `count` messages of another.
+    pub(super) fn first_messages(data: &[u8], count: u64) -> Option<Bytes> {
+        let messages: Vec<&RawValue> = serde_json::from_slice(data).ok()?;
+        let kept = messages.get(..usize::try_from(count).ok()?)?;
+        serde_json::to_vec(kept).ok().map(|text| Bytes::from(text.into_boxed_slice()))
     }
 
     /// Bytes, whose framing is the application's.

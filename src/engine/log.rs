@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, is_json, reading::Pieces};
+use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces};
+use crate::Error;
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
 const ENTRY_COST: usize = 64;
@@ -22,8 +23,12 @@ pub(crate) struct Log {
     /// The payload bytes of `entries`.
     bytes: usize,
     closed: bool,
+    /// When it was last appended to, closed, or made.
+    written: u64,
+    writers: Option<Box<Writers>>,
 }
 
+#[derive(Clone)]
 struct Entry {
     data: Bytes,
     messages: u32,
@@ -34,7 +39,7 @@ struct Entry {
 }
 
 impl Log {
-    pub(crate) fn new(content_type: Arc<str>, origin: Offset) -> Self {
+    pub(crate) fn new(content_type: Arc<str>, origin: Offset, now: u64) -> Self {
         let id = fastrand::u64(1..);
         Self {
             id,
@@ -45,7 +50,22 @@ impl Log {
             entries: VecDeque::new(),
             bytes: 0,
             closed: false,
+            written: now,
+            writers: None,
         }
+    }
+
+    /// A log that begins with what another one held: the same appends, not copies, at the same offsets.
+    pub(crate) fn forked(branch: Branch, origin: Offset, now: u64) -> Self {
+        let mut log = Self::new(branch.content_type, origin, now);
+        log.floor = branch.floor;
+        log.entries = branch.entries.into();
+        if let Some(mut part) = branch.part {
+            part.fingerprint = log.id;
+            log.entries.push_back(part);
+        }
+        log.bytes = log.entries.iter().map(|entry| entry.data.len()).sum();
+        log
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -60,9 +80,19 @@ impl Log {
         self.closed
     }
 
+    /// What is remembered of who wrote.
+    pub(crate) fn writers(&self) -> Option<&Writers> {
+        self.writers.as_deref()
+    }
+
+    pub(crate) fn writers_mut(&mut self) -> &mut Writers {
+        self.writers.get_or_insert_default()
+    }
+
     /// Ends the stream: nothing is appended from here on.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&mut self, now: u64) {
         self.closed = true;
+        self.written = now;
     }
 
     /// How many appends are kept.
@@ -73,6 +103,11 @@ impl Log {
     /// When the newest append that is kept was made.
     pub(crate) fn newest(&self) -> Option<u64> {
         self.entries.back().map(|entry| entry.at)
+    }
+
+    /// When it was last appended to, closed, or made.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     /// What the log holds, in the measure of the limit on all history.
@@ -115,6 +150,7 @@ impl Log {
         debug_assert!(self.takes(&batch) && !self.closed, "the registry has checked");
         self.drop_oldest(weight.surplus);
         self.bytes += batch.data.len();
+        self.written = now;
         self.entries.push_back(Entry { data: batch.data, messages: batch.messages, fingerprint: self.id, at: now });
         self.tail()
     }
@@ -124,6 +160,51 @@ impl Log {
         let before = self.cost();
         self.drop_oldest(self.entries.iter().take_while(|entry| entry.at < oldest).count());
         before - self.cost()
+    }
+
+    /// Lets go of everything, and says how much cost this gives back.
+    pub(crate) fn clear(&mut self) -> usize {
+        let before = self.cost();
+        self.drop_oldest(self.entries.len());
+        before
+    }
+
+    /// What a fork of this log at a place begins with: everything that is kept up to there, and `part` of the
+    /// append that follows, counted in messages or bytes (Durable Streams, section 4.2).
+    pub(crate) fn branch(&self, at: Start, part: u64) -> Result<Branch, Error> {
+        let end = self.index(at).map_err(|_| Error::ForkOffset)?;
+        let mut branch = Branch {
+            content_type: self.content_type.clone(),
+            floor: self.floor,
+            entries: self.entries.range(..end).cloned().collect(),
+            part: None,
+        };
+        if part > 0 {
+            let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
+            if part == self.parts(next) {
+                branch.entries.push(next.clone());
+            } else {
+                branch.part = Some(self.first_part(next, part).ok_or(Error::ForkOffset)?);
+            }
+        }
+        Ok(branch)
+    }
+
+    /// How many parts an append can be cut into.
+    fn parts(&self, entry: &Entry) -> u64 {
+        if self.json { entry.messages.into() } else { entry.data.len() as u64 }
+    }
+
+    fn first_part(&self, entry: &Entry, part: u64) -> Option<Entry> {
+        if part > self.parts(entry) {
+            return None;
+        }
+        let (data, messages) = if self.json {
+            (Batch::first_messages(&entry.data, part)?, u32::try_from(part).ok()?)
+        } else {
+            (entry.data.slice(..usize::try_from(part).ok()?), 1)
+        };
+        Some(Entry { data, messages, fingerprint: entry.fingerprint, at: entry.at })
     }
 
     fn drop_oldest(&mut self, count: usize) {
@@ -141,13 +222,7 @@ impl Log {
     /// What there is from `start`, at most `limit` bytes of messages, cut between appends; the
     /// first append goes whole, however large.
     pub(crate) fn read(&self, start: Start, limit: usize) -> Result<Reading, Gone> {
-        let first = match start {
-            Start::Earliest => 0,
-            Start::Tail => self.entries.len(),
-            Start::Origin if self.floor.position() == 0 => 0,
-            Start::Origin => return Err(self.gone(Reason::Trimmed)),
-            Start::After(offset) => self.locate(offset).map_err(|reason| self.gone(reason))?,
-        };
+        let first = self.index(start).map_err(|reason| self.gone(reason))?;
         let mut bytes = 0;
         let taken = self
             .entries
@@ -169,6 +244,7 @@ impl Log {
             up_to_date: reaches_tail,
             closed: reaches_tail && self.closed,
             messages: chosen.clone().map(|entry| entry.messages as usize).sum(),
+            until: None,
             pieces: match taken {
                 0 => Pieces::None,
                 1 => Pieces::One(self.entries[first].data.clone()),
@@ -182,6 +258,17 @@ impl Log {
         match index.checked_sub(1) {
             None => self.floor,
             Some(previous) => Offset::new(self.floor.position() + index as u64, self.entries[previous].fingerprint),
+        }
+    }
+
+    /// The index of the first entry from `start` on.
+    fn index(&self, start: Start) -> Result<usize, Reason> {
+        match start {
+            Start::Earliest => Ok(0),
+            Start::Tail => Ok(self.entries.len()),
+            Start::Origin if self.floor.position() == 0 => Ok(0),
+            Start::Origin => Err(Reason::Trimmed),
+            Start::After(offset) => self.locate(offset),
         }
     }
 
@@ -219,6 +306,16 @@ impl fmt::Debug for Log {
             .field("closed", &self.closed)
             .finish_non_exhaustive()
     }
+}
+
+/// What a fork begins with.
+#[derive(Clone)]
+pub(crate) struct Branch {
+    pub(crate) content_type: Arc<str>,
+    floor: Offset,
+    entries: Vec<Entry>,
+    /// The beginning of an append, which is an append of the fork's own.
+    part: Option<Entry>,
 }
 
 /// What an append will change.

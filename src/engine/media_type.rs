@@ -18,3 +18,8 @@ pub(crate) fn same_type(a: &str, b: &str) -> bool {
     let essence = |text: &str| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence(a) == essence(b)
 }
+
+/// Whether content of this type is text, which an event stream carries as it is.
+pub(crate) fn is_text(content_type: &str) -> bool {
+    content_type.trim_start().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("text/"))
+}

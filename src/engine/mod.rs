@@ -10,11 +10,13 @@ mod media_type;
 mod offset;
 mod reading;
 mod retention;
+mod writers;
 
 pub(crate) use batch::Batch;
 pub use gone::{Gone, Reason};
-pub(crate) use log::Log;
-pub(crate) use media_type::{check_media_type, is_json, same_type};
+pub(crate) use log::{Branch, Log};
+pub(crate) use media_type::{check_media_type, is_json, is_text, same_type};
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use reading::{Reading, Start};
 pub use retention::Retention;
+pub(crate) use writers::{Admission, Stamp, Writers};

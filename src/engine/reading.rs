@@ -34,6 +34,8 @@ pub(crate) struct Reading {
     /// The stream has ended, and this is its end.
     pub(crate) closed: bool,
     pub(crate) messages: usize,
+    /// When the channel's lifetime ends, if that is fixed, on the registry's clock.
+    pub(crate) until: Option<u64>,
     pub(super) pieces: Pieces,
 }
 
@@ -56,6 +58,7 @@ impl Reading {
             up_to_date: true,
             closed: false,
             messages: 0,
+            until: None,
             pieces: Pieces::None,
         }
     }

@@ -1,11 +1,9 @@
 //! Answers that carry what a channel holds.
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
 
-use super::{Answer, headers, is_inert};
-use crate::{Outcome, Route, engine::Reading};
+use super::{Answer, Payload, headers, is_inert};
+use crate::{Outcome, Route, access::Gate, engine::Reading};
 
 /// 200 with messages, or with none.
 pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) -> Answer {
@@ -13,12 +11,18 @@ pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) ->
         reading.json = crate::engine::is_json(&route.content_type);
         route.content_type.clone()
     });
-    let mut answer = Response::new(Full::default());
+    let mut answer = Response::new(Payload::default());
     let map = answer.headers_mut();
     headers::safe(map);
     position(map, &reading);
     of_type(map, &content_type);
-    *answer.body_mut() = Full::new(reading.into_bytes());
+    if let Some(max_age) = route.max_age.filter(|_| !reading.is_empty()) {
+        // RFC 9111, section 5.2.2.7: what was shown to one reader is kept by that reader alone.
+        let whose = if matches!(route.read, Gate::Open) { "public" } else { "private" };
+        let control = format_args!("{whose}, max-age={}, stale-while-revalidate=300", max_age.as_secs());
+        map.insert(header::CACHE_CONTROL, headers::ascii(control));
+    }
+    *answer.body_mut() = reading.into_bytes().into();
     answer.extensions_mut().insert(outcome);
     answer
 }
@@ -39,7 +43,7 @@ pub(super) fn not_modified(reading: &Reading, tag: HeaderValue) -> Answer {
 }
 
 pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::new()));
+    let mut answer = Response::new(Payload::default());
     *answer.status_mut() = status;
     headers::safe(answer.headers_mut());
     answer.extensions_mut().insert(outcome);

@@ -1,154 +1,140 @@
-//! `POST`: append (Durable Streams, section 5.2).
+//! `POST`: append, close, or both (Durable Streams, sections 5.2 and 5.3).
 
-use bytes::{Buf, Bytes};
-use http::{StatusCode, header, request::Parts};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
 use http_body::Body;
-use http_body_util::BodyExt;
-use std::{
-    error::Error as StdError,
-    pin::{Pin, pin},
-};
-use tokio::time::timeout;
+use std::error::Error as StdError;
 
-use super::{Answer, Reply, Target, answer, has_token, headers, problem::Problem};
+use super::{
+    Answer, Reply, Target, answer, headers, is_true,
+    problem::Problem,
+    producer,
+    receive::{expects_continue, receive},
+};
 use crate::{
-    Error, Offset, Outcome,
-    engine::{Batch, Start, check_media_type, is_json, same_type},
-    registry::Terms,
+    Action, Error, Outcome,
+    engine::{Batch, Stamp, check_media_type, is_json, same_type},
+    registry::{Append, Appended},
 };
 
-/// How much of a body that is refused is read and thrown away, so that the client reads the answer; beyond it, or past the
-/// time for reading a body, the connection is closed under it.
-const DISCARD: u64 = 16 * 1024 * 1024;
+/// The longest `Stream-Seq`: the channel keeps it.
+const SEQ_LEN: usize = 255;
 
-/// What an append says about itself.
-pub(super) struct Headers {
+/// What a `POST` says about itself.
+pub(super) struct Asked {
     content_type: Option<String>,
-    /// The client waits to be told that its body is welcome (RFC 9110, section 10.1.1).
+    close: bool,
+    seq: Option<String>,
+    stamp: Option<Stamp>,
     expects_continue: bool,
 }
 
-impl Headers {
-    pub(super) fn parse(parts: &Parts) -> Self {
-        let content_type = parts.headers.get(header::CONTENT_TYPE);
-        Self {
-            content_type: content_type.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
-            expects_continue: has_token(&parts.headers, &header::EXPECT, "100-continue"),
-        }
+impl Asked {
+    pub(super) fn parse(map: &HeaderMap) -> Result<Self, Problem> {
+        let seq = map.get(headers::SEQ).map(|value| {
+            let text = value.to_str().ok().filter(|text| (1..=SEQ_LEN).contains(&text.len()));
+            text.map(str::to_owned)
+                .ok_or_else(|| Problem::bad_request("seq", "`Stream-Seq` is 1 to 255 characters of ASCII"))
+        });
+        Ok(Self {
+            content_type: content_type(map),
+            close: is_true(map, &headers::CLOSED),
+            seq: seq.transpose()?,
+            stamp: producer::parse(map)?,
+            expects_continue: expects_continue(map),
+        })
     }
 }
 
-pub(super) async fn reply<B>(target: Target, headers: Headers, body: B) -> Reply
-where
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-{
-    let mut body = pin!(body);
-    match receive(&target, &headers, body.as_mut()).await {
-        Ok(bytes) => match append(&target, &headers, bytes) {
-            Ok(tail) => target.reply(appended(tail)),
-            Err(problem) => target.refuse(problem),
-        },
-        Err(refused) => {
-            let read_on = async { refused.read_on && discard(body).await };
-            let all_read = timeout(target.route.body_timeout, read_on).await.unwrap_or(false);
-            if all_read { target.refuse(refused.problem) } else { target.refuse(refused.problem.closing()) }
-        }
+/// The `Content-Type`, for better or worse: what is no ASCII is no media type either, and refused as such.
+pub(super) fn content_type(map: &HeaderMap) -> Option<String> {
+    map.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// What must be allowed: an append, an end, or both.
+pub(super) fn actions(map: &HeaderMap, body: &impl Body) -> &'static [Action] {
+    match (is_true(map, &headers::CLOSED), body.size_hint().exact() == Some(0)) {
+        (false, _) => &[Action::Append],
+        (true, true) => &[Action::Close],
+        (true, false) => &[Action::Append, Action::Close],
     }
 }
 
-/// A body that is not wanted.
-struct Refused {
-    problem: Problem,
-    /// Whether the client should be let send the rest, so that it comes to read the answer.
-    read_on: bool,
-}
-
-/// Reads the body as a whole, within the limits on its size and its time.
-async fn receive<B>(target: &Target, headers: &Headers, body: Pin<&mut B>) -> Result<Bytes, Refused>
+pub(super) async fn reply<B>(target: Target, asked: Result<Asked, Problem>, body: B) -> Reply
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let limit = target.registry.limits().append;
-    if body.size_hint().lower() > limit as u64 {
-        // Who expects a "100 Continue" has sent nothing yet; reading would ask for it.
-        return Err(Refused { problem: Problem::too_large(limit), read_on: !headers.expects_continue });
-    }
-    match timeout(target.route.body_timeout, collect(body, limit)).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes),
-        Ok(Ok(None)) => Err(Refused { problem: Problem::too_large(limit), read_on: true }),
-        Ok(Err(error)) => {
-            let detail = format!("the request's body broke off: {}", error.into());
-            Err(Refused { problem: Problem::bad_request("body", detail), read_on: false })
-        }
-        Err(_) => Err(Refused { problem: Problem::body_timeout(), read_on: false }),
+    let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
+    let bytes = match receive(&target, expects_continue, body).await {
+        Ok(bytes) => bytes,
+        Err(problem) => return target.refuse(problem),
+    };
+    match asked.and_then(|asked| append(&target, &asked, bytes)) {
+        Ok(answer) => target.reply(answer),
+        Err(problem) => target.refuse(problem),
     }
 }
 
-/// The body in one piece that is just as large as it, or `None` if it is too large: a piece of the
-/// connection's read buffer in the history would keep all of that.
-async fn collect<B: Body>(mut body: Pin<&mut B>, limit: usize) -> Result<Option<Bytes>, B::Error> {
-    let mut collected = Vec::with_capacity(usize::try_from(body.size_hint().lower()).unwrap_or(0).min(limit));
-    while let Some(frame) = body.frame().await {
-        let Ok(mut data) = frame?.into_data() else { continue };
-        if collected.len() + data.remaining() > limit {
-            return Ok(None);
-        }
-        while data.has_remaining() {
-            let chunk = data.chunk();
-            collected.extend_from_slice(chunk);
-            data.advance(chunk.len());
-        }
-    }
-    Ok(Some(Bytes::from(collected.into_boxed_slice())))
-}
-
-/// Reads on and keeps nothing; whether the end was reached.
-async fn discard<B: Body>(mut body: Pin<&mut B>) -> bool {
-    let mut left = DISCARD;
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return false };
-        let size = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-        let Some(rest) = left.checked_sub(size) else { return false };
-        left = rest;
-    }
-    true
-}
-
-/// Checks in the order of the protocol: closed, then the type, then the content. The registry checks the first two
-/// once more, under its lock.
-fn append(target: &Target, headers: &Headers, bytes: Bytes) -> Result<Offset, Problem> {
+fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
     let Target { registry, route, name, .. } = target;
+    let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes)?) };
+    let append = Append {
+        batch: batch.as_ref(),
+        content_type: asked.content_type.as_deref(),
+        // A strict route appends to what was created; a comet route creates by appending.
+        create: (!route.strict).then_some(&route.content_type),
+        close: asked.close,
+        seq: asked.seq.as_deref(),
+        stamp: asked.stamp.as_ref(),
+    };
+    match registry.append(name, &append) {
+        Ok(appended) => Ok(answer(&appended, batch.is_some())),
+        Err(Error::Closed) => Err(Problem::closed(registry.tail(name))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The content, if it is of the channel's type. That, and whether the stream has ended, is seen before the content is
+/// looked into, and by the registry once more, under its lock.
+fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
     if bytes.is_empty() {
         return Err(Problem::bad_request("empty", "there is nothing to append"));
     }
-    let Some(content_type) = &headers.content_type else {
+    let Some(content_type) = &asked.content_type else {
         return Err(Problem::bad_request("content-type", "an append says its `Content-Type`"));
     };
     check_media_type(content_type)?;
-    let closed = || Problem::closed(registry.tail(name));
-    let now = registry.read(name, Start::Tail, 0).map_err(|gone| Problem::gone(&gone))?;
-    if now.closed {
-        return Err(closed());
+    let channel = target.registry.peek(&target.name).map_err(|gone| Problem::gone(&gone))?;
+    // Nothing is said of the content to a stream that has ended: the registry says that.
+    if channel.as_ref().is_none_or(|channel| !channel.closed) {
+        let holds = match &channel {
+            Some(channel) => &channel.content_type,
+            None if target.route.strict => return Err(Problem::not_found()),
+            None => &target.route.content_type,
+        };
+        if !same_type(content_type, holds) {
+            return Err(Error::ContentType { holds: holds.to_string() }.into());
+        }
+    } else {
+        return Ok(Batch::bytes(bytes)?);
     }
-    let holds = now.content_type.as_ref().unwrap_or(&route.content_type);
-    if !same_type(content_type, holds) {
-        return Err(Error::ContentType { holds: holds.to_string() }.into());
-    }
-    let batch = if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes) }?;
-    // A strict route appends to what was created; a comet route creates by appending.
-    let create = (!route.strict).then_some(&route.content_type);
-    let terms = Terms { content_type: Some(content_type), create };
-    registry.append(name, &batch, &terms).map_err(|error| match error {
-        Error::Closed => closed(),
-        error => error.into(),
-    })
+    Ok(if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes) }?)
 }
 
-fn appended(tail: Offset) -> Answer {
-    let mut answer = answer::empty(StatusCode::NO_CONTENT, Outcome::Appended);
-    answer.headers_mut().insert(headers::NEXT_OFFSET, headers::offset(tail));
+/// 200 for what a producer has appended now, 204 for everything else.
+fn answer(appended: &Appended, content: bool) -> Answer {
+    let produced = appended.accepted.is_some() && content && !appended.duplicate;
+    let status = if produced { StatusCode::OK } else { StatusCode::NO_CONTENT };
+    let mut answer = answer::empty(status, Outcome::Appended);
+    let map = answer.headers_mut();
+    map.insert(headers::NEXT_OFFSET, headers::offset(appended.tail));
+    if appended.closed {
+        map.insert(headers::CLOSED, headers::TRUE);
+    }
+    if let Some((epoch, seq)) = appended.accepted {
+        map.insert(headers::PRODUCER_EPOCH, headers::ascii(epoch));
+        map.insert(headers::PRODUCER_SEQ, headers::ascii(seq));
+    }
     answer
 }

@@ -2,24 +2,30 @@
 
 use http::StatusCode;
 
-use super::{Reply, Target, answer, headers, problem::Problem};
-use crate::{Outcome, engine::Start};
+use super::{Reply, Target, answer, headers, lifetime, problem::Problem};
+use crate::Outcome;
 
 pub(super) fn reply(target: &Target) -> Reply {
-    let reading = match target.registry.read(&target.name, Start::Tail, 0) {
-        Ok(reading) => reading,
+    let channel = match target.registry.peek(&target.name) {
+        Ok(channel) => channel,
         Err(gone) => return target.refuse(Problem::gone(&gone)),
     };
-    if reading.content_type.is_none() && target.route.strict {
-        return target.refuse(Problem::not_found());
-    }
-    let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
     let map = answer.headers_mut();
-    map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
-    if reading.closed {
-        map.insert(headers::CLOSED, headers::TRUE);
+    match channel {
+        Some(channel) => {
+            answer::of_type(map, &channel.content_type);
+            map.insert(headers::NEXT_OFFSET, headers::offset(channel.tail));
+            if channel.closed {
+                map.insert(headers::CLOSED, headers::TRUE);
+            }
+            lifetime::describe(map, channel.lifetime);
+        }
+        None if target.route.strict => return target.refuse(Problem::not_found()),
+        None => {
+            answer::of_type(map, &target.route.content_type);
+            map.insert(headers::NEXT_OFFSET, headers::offset(target.registry.tail(&target.name)));
+        }
     }
-    answer::of_type(map, content_type);
     target.reply(answer)
 }

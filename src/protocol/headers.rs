@@ -8,6 +8,19 @@ pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-
 pub(super) const UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
 pub(super) const CLOSED: HeaderName = HeaderName::from_static("stream-closed");
 pub(super) const CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
+pub(super) const SEQ: HeaderName = HeaderName::from_static("stream-seq");
+pub(super) const TTL: HeaderName = HeaderName::from_static("stream-ttl");
+pub(super) const EXPIRES_AT: HeaderName = HeaderName::from_static("stream-expires-at");
+pub(super) const FORKED_FROM: HeaderName = HeaderName::from_static("stream-forked-from");
+pub(super) const FORK_OFFSET: HeaderName = HeaderName::from_static("stream-fork-offset");
+pub(super) const FORK_SUB_OFFSET: HeaderName = HeaderName::from_static("stream-fork-sub-offset");
+pub(super) const PRODUCER_ID: HeaderName = HeaderName::from_static("producer-id");
+pub(super) const PRODUCER_EPOCH: HeaderName = HeaderName::from_static("producer-epoch");
+pub(super) const PRODUCER_SEQ: HeaderName = HeaderName::from_static("producer-seq");
+pub(super) const PRODUCER_EXPECTED_SEQ: HeaderName = HeaderName::from_static("producer-expected-seq");
+pub(super) const PRODUCER_RECEIVED_SEQ: HeaderName = HeaderName::from_static("producer-received-seq");
+pub(super) const SSE_DATA_ENCODING: HeaderName = HeaderName::from_static("stream-sse-data-encoding");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Not of the protocol: on a 410, where a client could start over.
 pub(super) const EARLIEST_OFFSET: HeaderName = HeaderName::from_static("stream-earliest-offset");
 /// RFC 7240.

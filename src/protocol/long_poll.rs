@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{Answer, Reply, Target, answer, cursor, finish, headers, problem::Problem, query::Asked, read};
 use crate::{
@@ -32,9 +32,10 @@ pub(super) fn reply(target: &Target, asked: &Asked, reading: Reading, seen: Opti
         return target.reply(answer);
     }
     let wait = asked.wait.map_or(target.route.max_wait, |wait| wait.min(target.route.max_wait));
+    let existed = reading.content_type.is_some();
     Reply::Wait(Box::pin(LongPoll {
-        wait: Wait::new(target.registry.clone(), &target.name, &reading),
-        deadline: (!wait.is_zero()).then(|| sleep(jittered(wait))),
+        wait: Wait::new(target.registry.clone(), &target.name, reading.next, existed),
+        deadline: deadline(wait, reading.until.map(|until| target.registry.moment(until))),
         route: target.route.clone(),
         cursor: asked.cursor,
         preferred: asked.preferred.map(|asked| granted(asked, target.route.max_wait)),
@@ -80,10 +81,7 @@ impl Future for LongPoll {
                 answer::nothing(&reading, Outcome::TimedOut)
             }
             Ended::Released(reading) => answer::nothing(&reading, Outcome::Released),
-            Ended::Gone(gone) => Problem::gone(&gone).into_answer(),
-            Ended::Deleted => Problem::deleted().into_answer(),
-            Ended::Refused(limit) => Problem::full(limit).into_answer(),
-            Ended::ShutDown => Problem::shut_down().into_answer(),
+            refused => Problem::from(refused).into_answer(),
         };
         if answer.status().is_success() {
             let map = answer.headers_mut();
@@ -96,8 +94,19 @@ impl Future for LongPoll {
     }
 }
 
+/// The end of the wait or of the channel's lifetime, whichever comes first; none for no wait at all.
+fn deadline(wait: Duration, until: Option<Instant>) -> Option<Sleep> {
+    if wait.is_zero() {
+        return None;
+    }
+    Some(match until {
+        Some(until) if until < Instant::now() + wait => sleep_until(until),
+        _ => sleep(jittered(wait)),
+    })
+}
+
 /// Up to a sixteenth less, at random: who started together need not time out together.
-fn jittered(wait: Duration) -> Duration {
+pub(super) fn jittered(wait: Duration) -> Duration {
     wait - wait.mul_f64(fastrand::f64() / 16.0)
 }
 

@@ -5,24 +5,29 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `read`, `long_poll`, `head`, `append` | one operation each |
-//! | `query` | what a read asks for: offset, live, cursor, how long |
-//! | `answer`, `problem`, `headers`, `cursor` | what answers are made of |
+//! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
+//! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
+//! | `answer`, `payload`, `problem`, `headers`, `cursor` | what answers are made of |
 
 mod answer;
 mod append;
+mod create;
 mod cursor;
+mod delete;
 mod head;
 mod headers;
+mod lifetime;
 mod long_poll;
+mod payload;
 mod problem;
+mod producer;
 mod query;
 mod read;
+mod receive;
+mod sse;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header, request::Parts};
 use http_body::Body;
-use http_body_util::Full;
 use std::{
     error::Error as StdError,
     fmt,
@@ -32,12 +37,15 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use crate::{Access, Action, Route, access::Gate, name::NameError, registry::Registry};
+use crate::{
+    Access, Action, Denied, Route, access::Gate, engine::same_type, name::NameError, registry::Registry, routes::Routes,
+};
 use long_poll::LongPoll;
+pub(crate) use payload::Payload;
 use problem::Problem;
 
 /// An answer of the layer's own.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Payload>;
 
 /// An answer, now or later.
 pub(crate) enum Reply {
@@ -47,20 +55,22 @@ pub(crate) enum Reply {
     Later(Pin<Box<dyn Future<Output = Reply> + Send>>),
 }
 
-/// Where a request is addressed to, and what answering it needs of it.
+/// What a request is addressed to.
 #[derive(Clone)]
-struct Target {
-    registry: Arc<Registry>,
-    route: Arc<Route>,
-    name: String,
-    http1: bool,
+pub(crate) struct Target {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) route: Arc<Route>,
+    pub(crate) name: String,
+    /// HTTP/1.1 or 1.0, where a connection can be closed by a header.
+    pub(crate) http1: bool,
 }
 
 /// Answers a request on a route.
 pub(crate) fn reply<B>(
-    registry: Arc<Registry>,
-    route: Arc<Route>,
-    name: Result<String, NameError>,
+    registry: &Arc<Registry>,
+    routes: &Arc<Routes>,
+    (route, name): (Arc<Route>, Result<String, NameError>),
     request: Request<B>,
 ) -> Reply
 where
@@ -68,33 +78,42 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let http1 = request.version() <= Version::HTTP_11;
-    let name = match name {
-        Ok(name) if registry.check_name(&name).is_ok() => name,
-        Ok(_) => return Problem::bad_name("it is too long").reply(&registry, http1),
-        Err(error) => return Problem::bad_name(error.as_str()).reply(&registry, http1),
-    };
-    let target = Target { registry, route, name, http1 };
-    match *request.method() {
+    let (registry, routes) = (registry.clone(), routes.clone());
+    let mut target =
+        Target { registry, routes, route, name: String::new(), http1: request.version() <= Version::HTTP_11 };
+    match name {
+        Ok(name) if target.registry.check_name(&name).is_ok() => target.name = name,
+        Ok(_) => return target.refuse(Problem::bad_name("it is too long")),
+        Err(error) => return target.refuse(Problem::bad_name(error.as_str())),
+    }
+    if target.route.strict && target.routes.is_reserved(request.uri().path()) {
+        return target.refuse(Problem::not_implemented());
+    }
+    let (parts, body) = request.into_parts();
+    match parts.method {
         Method::GET => {
-            let (parts, _) = request.into_parts();
             let asked = query::Asked::parse(&parts, target.route.strict);
             let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
-            target.permitted(Action::Read, parts, move |target| match asked {
+            target.permitted(&[Action::Read], parts, move |target| match asked {
                 Ok(asked) => read::reply(&target, &asked, seen.as_ref()),
                 Err(problem) => target.refuse(problem),
             })
         }
-        Method::HEAD => {
-            let (parts, _) = request.into_parts();
-            target.permitted(Action::Read, parts, |target| head::reply(&target))
+        Method::HEAD => target.permitted(&[Action::Read], parts, |target| head::reply(&target)),
+        Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
+            let asked = append::Asked::parse(&parts.headers);
+            let actions = append::actions(&parts.headers, &body);
+            target.permitted(actions, parts, move |target| Reply::Later(Box::pin(append::reply(target, asked, body))))
         }
-        Method::POST if !target.route.append.is_shut() => {
-            let (parts, body) = request.into_parts();
-            let headers = append::Headers::parse(&parts);
-            target.permitted(Action::Append, parts, move |target| {
-                Reply::Later(Box::pin(append::reply(target, headers, body)))
+        Method::PUT if !target.route.create.is_shut() => {
+            let asked = create::Asked::parse(&parts);
+            let kept = parts.clone();
+            target.permitted(&[Action::Create], parts, move |target| {
+                Reply::Later(Box::pin(create::reply(target, asked, kept, body)))
             })
+        }
+        Method::DELETE if !target.route.delete.is_shut() => {
+            target.permitted(&[Action::Delete], parts, |target| delete::reply(&target))
         }
         _ => target.refuse(Problem::method_not_allowed(&target.route)),
     }
@@ -102,35 +121,43 @@ where
 
 impl Target {
     /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
-    fn permitted(mut self, action: Action, parts: Parts, go_on: impl FnOnce(Self) -> Reply + Send + 'static) -> Reply {
-        let gate = match action {
-            Action::Read => &self.route.read,
-            Action::Append => &self.route.append,
-        };
-        let ask = match gate {
-            Gate::Open => return go_on(self),
-            Gate::Shut => return self.refuse(Problem::method_not_allowed(&self.route)),
-            Gate::Ask(ask) => ask.clone(),
-        };
+    fn permitted(
+        self,
+        actions: &'static [Action],
+        parts: Parts,
+        go_on: impl FnOnce(Self) -> Reply + Send + 'static,
+    ) -> Reply {
+        if actions.iter().all(|action| matches!(self.route.gate(*action), Gate::Open)) {
+            return go_on(self);
+        }
+        let (registry, http1) = (self.registry.clone(), self.http1);
         Reply::Later(Box::pin(async move {
-            let access = Access::new(self.name.clone(), action, parts);
-            match ask.ask(access).await {
-                Err(denied) => return self.refuse(Problem::denied(denied)),
-                Ok(grant) => {
-                    if let Some(name) = grant.into_channel() {
-                        self.name = name;
-                    }
-                }
-            }
-            match self.registry.check_name(&self.name) {
-                Ok(()) => go_on(self),
-                Err(error) => self.refuse(error.into()),
+            match self.ask(actions, parts).await {
+                Ok(target) => go_on(target),
+                Err(problem) => problem.reply(&registry, http1),
             }
         }))
     }
 
-    fn refuse(&self, problem: Problem) -> Reply {
-        problem.reply(&self.registry, self.http1)
+    /// Asks whoever decides, for one action after the other.
+    async fn ask(mut self, actions: &[Action], parts: Parts) -> Result<Self, Problem> {
+        for &action in actions {
+            let ask = match self.route.gate(action) {
+                Gate::Open => continue,
+                Gate::Shut => return Err(Problem::denied(Denied::forbidden())),
+                Gate::Ask(ask) => ask.clone(),
+            };
+            let access = Access::new(self.name.clone(), action, parts.clone());
+            if let Some(name) = ask.ask(access).await.map_err(Problem::denied)?.into_channel() {
+                self.registry.check_name(&name)?;
+                self.name = name;
+            }
+        }
+        Ok(self)
+    }
+
+    fn refuse(&self, problem: impl Into<Problem>) -> Reply {
+        problem.into().reply(&self.registry, self.http1)
     }
 
     fn reply(&self, answer: Answer) -> Reply {
@@ -165,19 +192,19 @@ impl Reply {
     }
 }
 
-/// Whether a media type's text is what a browser would not run as a page of this origin.
+/// Whether a browser would show this type rather than run it as a page of this origin.
 fn is_inert(content_type: &str) -> bool {
-    ["application/json", "text/plain", "application/octet-stream"]
-        .iter()
-        .any(|inert| crate::engine::same_type(content_type, inert))
+    ["application/json", "text/plain", "application/octet-stream"].iter().any(|inert| same_type(content_type, inert))
 }
 
-fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(token)))
+/// Whether a header says `true`, in whatever case; anything else counts as absent (Durable Streams, section 5).
+fn is_true(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.get(name).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
 impl fmt::Debug for Reply {

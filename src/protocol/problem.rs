@@ -1,12 +1,14 @@
 //! Refusals, as problem documents (RFC 9457).
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
 use std::borrow::Cow;
 
-use super::{Answer, Reply, headers};
-use crate::{Denied, Error, Gone, Limit, Offset, Outcome, Route, access::DeniedKind, registry::Registry};
+use super::{Answer, Payload, Reply, headers};
+use crate::{
+    Denied, Error, Gone, Limit, Offset, Outcome, Route,
+    access::DeniedKind,
+    registry::{Ended, Registry},
+};
 
 /// Why a request is not served.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ impl Problem {
 
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", "there is no such channel")
+    }
+
+    pub(super) fn not_implemented() -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, "subscriptions", "subscriptions are not served here")
     }
 
     pub(super) fn deleted() -> Self {
@@ -94,9 +100,17 @@ impl Problem {
     }
 
     pub(super) fn method_not_allowed(route: &Route) -> Self {
-        let allow = if route.append.is_shut() { "GET, HEAD, OPTIONS" } else { "GET, HEAD, POST, OPTIONS" };
+        let mut allow = "GET, HEAD, OPTIONS".to_owned();
+        for (method, gates) in
+            [("POST", &[&route.append, &route.close][..]), ("PUT", &[&route.create]), ("DELETE", &[&route.delete])]
+        {
+            if !gates.iter().all(|gate| gate.is_shut()) {
+                allow.push_str(", ");
+                allow.push_str(method);
+            }
+        }
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route does not allow the method")
-            .with(header::ALLOW, HeaderValue::from_static(allow))
+            .with(header::ALLOW, headers::ascii(allow))
     }
 
     /// And nothing more on this connection: there is a body on it that nobody has read.
@@ -121,7 +135,7 @@ impl Problem {
             "reason": self.reason,
             "detail": self.detail,
         });
-        let mut answer = Response::new(Full::new(Bytes::from(document.to_string())));
+        let mut answer = Response::new(Payload::from(document.to_string()));
         *answer.status_mut() = self.status;
         let map: &mut HeaderMap = answer.headers_mut();
         headers::safe(map);
@@ -151,11 +165,33 @@ impl From<Error> for Problem {
             Error::TooLarge { limit } => Self::too_large(limit),
             Error::ContentType { .. } => Self::new(StatusCode::CONFLICT, "content-type", detail),
             Error::Closed => Self::new(StatusCode::CONFLICT, "closed", detail).with(headers::CLOSED, headers::TRUE),
+            Error::Conflict => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            Error::Sequence => Self::new(StatusCode::CONFLICT, "sequence", detail),
+            Error::Fenced { epoch } => {
+                Self::new(StatusCode::FORBIDDEN, "fenced", detail).with(headers::PRODUCER_EPOCH, headers::ascii(epoch))
+            }
+            Error::Gap { expected, received } => Self::new(StatusCode::CONFLICT, "gap", detail)
+                .with(headers::PRODUCER_EXPECTED_SEQ, headers::ascii(expected))
+                .with(headers::PRODUCER_RECEIVED_SEQ, headers::ascii(received)),
+            Error::Epoch => Self::bad_request("epoch", detail),
+            Error::ForkOffset => Self::bad_request("fork-offset", detail),
             Error::Unknown => Self::not_found(),
             Error::Gone(gone) => Self::gone(&gone),
             Error::Full(limit) => Self::full(limit),
             Error::ShutDown => Self::shut_down(),
             Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
+        }
+    }
+}
+
+/// What ended a wait without an answer.
+impl From<Ended> for Problem {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Gone(gone) => Self::gone(&gone),
+            Ended::Refused(error) => error.into(),
+            Ended::Deleted => Self::deleted(),
+            Ended::Read(_) | Ended::TimedOut(_) | Ended::Released(_) => Self::shut_down(),
         }
     }
 }

@@ -10,8 +10,7 @@ use crate::engine::Start;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) start: Start,
-    /// Wait if there is nothing.
-    pub(super) live: bool,
+    pub(super) live: Option<Live>,
     pub(super) cursor: Option<u32>,
     /// Wait no longer than this; shorter than the route would.
     pub(super) wait: Option<Duration>,
@@ -19,20 +18,32 @@ pub(super) struct Asked {
     pub(super) preferred: Option<u32>,
 }
 
+/// How a read goes on when there is nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Live {
+    LongPoll,
+    Sse,
+}
+
 impl Asked {
     pub(super) fn parse(parts: &Parts, strict: bool) -> Result<Self, Problem> {
         let query = Query::parse(parts.uri.query().unwrap_or_default())?;
         let (start, live) = match (query.offset, query.live) {
             // The two kinds of route differ here and nowhere else in reading.
-            (None, None) if strict => (Start::Earliest, false),
-            (None, None) => (Start::Tail, true),
+            (None, None) if strict => (Start::Earliest, None),
+            (None, None) => (Start::Tail, Some(Live::LongPoll)),
             (None, Some(_)) => {
                 return Err(Problem::bad_request(
                     "offset",
                     "`live` needs an `offset`; `-1` is the start, `now` the tail",
                 ));
             }
-            (Some(offset), live) => (parse_offset(&offset)?, live.is_some()),
+            (Some(offset), Some(Live::Sse)) => {
+                // A browser's `EventSource` comes back with the URL that it was made with, and says where it was.
+                let last = parts.headers.get(headers::LAST_EVENT_ID).and_then(|id| id.to_str().ok());
+                (parse_offset(last.unwrap_or(&offset))?, Some(Live::Sse))
+            }
+            (Some(offset), live) => (parse_offset(&offset)?, live),
         };
         let preferred = preferred_wait(&parts.headers);
         let wait = match (query.timeout, preferred.map(|seconds| Duration::from_secs(seconds.into()))) {
@@ -43,7 +54,7 @@ impl Asked {
     }
 }
 
-fn parse_offset(text: &str) -> Result<Start, Problem> {
+pub(super) fn parse_offset(text: &str) -> Result<Start, Problem> {
     match text {
         "-1" => Ok(Start::Earliest),
         "now" => Ok(Start::Tail),
@@ -58,7 +69,7 @@ fn parse_offset(text: &str) -> Result<Start, Problem> {
 #[derive(Default)]
 struct Query<'a> {
     offset: Option<Cow<'a, str>>,
-    live: Option<()>,
+    live: Option<Live>,
     cursor: Option<Cow<'a, str>>,
     timeout: Option<Duration>,
 }
@@ -69,8 +80,9 @@ impl<'a> Query<'a> {
         for (key, value) in form_urlencoded::parse(text.as_bytes()) {
             let twice = match &*key {
                 "offset" => query.offset.replace(value).is_some(),
-                "live" if value == "long-poll" => query.live.replace(()).is_some(),
-                "live" => return Err(Problem::bad_request("live", "`live` is `long-poll` or absent")),
+                "live" if value == "long-poll" => query.live.replace(Live::LongPoll).is_some(),
+                "live" if value == "sse" => query.live.replace(Live::Sse).is_some(),
+                "live" => return Err(Problem::bad_request("live", "`live` is `long-poll` or `sse`, or absent")),
                 "timeout" => query.timeout.replace(parse_timeout(&value)?).is_some(),
                 "cursor" => {
                     query.cursor = Some(value);
@@ -126,9 +138,9 @@ mod tests {
     #[test]
     fn a_bare_get_waits_on_a_comet_route_and_reads_on_a_strict_one() {
         let comet = parse("", false).expect("fine");
-        assert_eq!((comet.start, comet.live), (Start::Tail, true));
+        assert_eq!((comet.start, comet.live), (Start::Tail, Some(Live::LongPoll)));
         let strict = parse("", true).expect("fine");
-        assert_eq!((strict.start, strict.live), (Start::Earliest, false));
+        assert_eq!((strict.start, strict.live), (Start::Earliest, None));
     }
 
     #[test]
@@ -143,6 +155,7 @@ mod tests {
             "offset=-1&offset=-1",
             "offset=-1&offset=now",
             "live=long-poll",
+            "live=sse",
             "live=",
             "offset=-1&live=",
             "offset=-1&live=true",
@@ -163,7 +176,7 @@ mod tests {
     #[test]
     fn what_is_unknown_is_ignored() {
         let asked = parse("x=1&offset=%2D1&live=long-poll&Offset=now&cursor=zzz&y", false).expect("fine");
-        assert_eq!((asked.start, asked.live, asked.cursor), (Start::Earliest, true, None));
+        assert_eq!((asked.start, asked.live, asked.cursor), (Start::Earliest, Some(Live::LongPoll), None));
     }
 
     #[test]

@@ -2,7 +2,12 @@
 
 use http::{HeaderValue, header};
 
-use super::{Reply, Target, answer, long_poll, problem::Problem, query::Asked};
+use super::{
+    Reply, Target, answer, long_poll,
+    problem::Problem,
+    query::{Asked, Live},
+    sse,
+};
 use crate::{
     Outcome,
     engine::{Gone, Reading, Reason, Start},
@@ -16,8 +21,10 @@ pub(super) fn reply(target: &Target, asked: &Asked, seen: Option<&HeaderValue>) 
         Ok(reading) => reading,
         Err(gone) => return target.refuse(gone_or_unknown(target, &gone)),
     };
-    if asked.live {
-        return long_poll::reply(target, asked, reading, seen);
+    match asked.live {
+        Some(Live::LongPoll) => return long_poll::reply(target, asked, reading, seen),
+        Some(Live::Sse) => return sse::reply(target, asked, &reading),
+        None => {}
     }
     // Where "now" is changes with time, so what is read from there has no name to be cached under.
     let tag = (asked.start != Start::Tail).then(|| answer::entity_tag(&reading));

@@ -1,8 +1,8 @@
 //! One channel: its log and its waiters, behind one lock.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::waiters::Waiters;
+use super::{Fork, Lifetime, waiters::Waiters};
 use crate::{
     engine::Log,
     sync::{Mutex, MutexGuard},
@@ -22,15 +22,36 @@ pub(super) struct State {
     pub(super) vacated: bool,
 }
 
-/// A log, and when it may be let go.
+/// A log, and how long it is kept.
 pub(super) struct Kept {
     pub(super) log: Log,
     /// Created by name rather than by an append: it stays until it is deleted.
     pub(super) explicit: bool,
-    /// When it was last read or written, in milliseconds on the registry's clock.
+    pub(super) lifetime: Lifetime,
+    /// The end of the lifetime, if that is fixed, in milliseconds on the registry's clock.
+    pub(super) until: Option<u64>,
+    /// When it was last read or written, on that clock.
     pub(super) touched: u64,
     /// When the queue of expiries will look at it.
     pub(super) due: Option<u64>,
+    /// How many forks of it there are.
+    pub(super) forks: usize,
+    /// Deleted, but its name is taken for as long as it has forks.
+    pub(super) buried: bool,
+    pub(super) origin: Option<Box<Origin>>,
+}
+
+/// Where a fork comes from.
+pub(super) struct Origin {
+    pub(super) fork: Fork,
+    pub(super) parent: Parent,
+}
+
+/// A log that is forked, and counts its forks.
+#[derive(Clone)]
+pub(super) struct Parent {
+    pub(super) entry: Arc<Entry>,
+    pub(super) log: u64,
 }
 
 impl Entry {

@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use super::{Registry, entry::Entry, entry::Kept, entry::State, millis};
+use super::{
+    Registry,
+    entry::{Entry, Kept},
+    millis,
+};
 use crate::sync::Mutex;
 
 /// How long an empty channel is remembered after its last reader. A long-poll client is back within
@@ -64,40 +68,51 @@ impl Expiries {
 impl Registry {
     /// Looks after the next few channels that are due.
     pub(super) fn step(&self, now: u64) {
+        self.settle();
         self.look_after(now, STEP);
     }
 
     /// Looks after all channels that are due, before something is refused for want of room.
     pub(super) fn sweep(&self, now: u64) {
         self.look_after(now, usize::MAX);
+        self.settle();
     }
 
     fn look_after(&self, now: u64, most: usize) {
         for _ in 0..most {
             let Some((id, entry)) = self.expiries.pop_due(now) else { return };
-            let Some(entry) = entry.upgrade() else { continue };
-            let mut state = entry.lock();
-            // It may have been deleted, and made anew, since it was queued.
-            let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == id) else { continue };
-            kept.due = None;
-            self.expire(kept, now);
-            if kept.explicit && kept.log.len() == 0 {
-                continue;
+            if let Some(entry) = entry.upgrade() {
+                self.look_after_one(&entry, id, now);
             }
-            let waited_on = state.waiters.len() > 0;
-            let kept = state.log.as_mut().expect("it is there still");
-            let forgettable = kept.log.len() == 0 && !waited_on && kept.touched.saturating_add(LINGER) <= now;
-            if !forgettable {
-                let touched = if waited_on { now } else { kept.touched };
-                self.queue(kept, touched, &entry);
-                continue;
-            }
-            self.forget(&mut state);
-            // After, not before, the log has gone: a newcomer in between would be told the place that
-            // the forgotten log's readers hold.
+        }
+    }
+
+    fn look_after_one(&self, entry: &Arc<Entry>, id: u64, now: u64) {
+        let mut state = entry.lock();
+        let waited_on = state.waiters.len() > 0;
+        // It may have been deleted, and made anew, since it was queued.
+        let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == id) else { return };
+        kept.due = None;
+        let over = kept.is_over(waited_on, now);
+        if waited_on {
+            kept.touched = now;
+        }
+        self.expire(kept, now);
+        let forgotten = !kept.explicit && self.forgotten_at(kept).is_some_and(|at| at <= now);
+        if !over && !forgotten {
+            self.queue(kept, entry);
+            return;
+        }
+        self.bury(&mut state);
+        if forgotten {
             self.origins.forget(self.map.hash(entry.name()));
-            drop(state);
-            self.map.vacate(&entry);
+        }
+        let woken = state.waiters.take();
+        let vacant = state.is_vacant();
+        drop(state);
+        woken.wake();
+        if vacant {
+            self.map.vacate(entry);
         }
     }
 
@@ -108,26 +123,46 @@ impl Registry {
         }
     }
 
-    /// Takes a log out of a channel, and out of the queue.
-    pub(super) fn forget(&self, state: &mut State) -> Option<Box<Kept>> {
-        let kept = state.log.take()?;
-        if let Some(due) = kept.due {
-            self.expiries.remove(due, kept.log.id());
-        }
-        self.usage.leave_history(kept.log.cost());
-        self.usage.leave_channel();
-        Some(kept)
-    }
-
-    /// Queues a log for when all that it holds now has aged out and its readers should be back.
-    pub(super) fn queue(&self, kept: &mut Kept, touched: u64, entry: &Arc<Entry>) {
-        let Some(age) = self.retention.age else { return };
-        if kept.due.is_some() {
+    /// Queues a log, unless it is, for when there may be something to let go.
+    pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>) {
+        if kept.due.is_some() || kept.buried {
             return;
         }
-        let aged = kept.log.newest().map_or(0, |at| at.saturating_add(millis(age)).saturating_add(1));
-        let due = aged.max(touched.saturating_add(LINGER));
-        kept.due = Some(due);
-        self.expiries.insert(due, kept.log.id(), Arc::downgrade(entry));
+        if let Some(due) = self.due(kept) {
+            kept.due = Some(due);
+            self.expiries.insert(due, kept.log.id(), Arc::downgrade(entry));
+        }
+    }
+
+    /// Queues a log that is to live for another time than it was queued for.
+    pub(super) fn requeue(&self, kept: &mut Kept, entry: &Arc<Entry>) {
+        self.unqueue(kept);
+        self.queue(kept, entry);
+    }
+
+    pub(super) fn unqueue(&self, kept: &mut Kept) {
+        if let Some(due) = kept.due.take() {
+            self.expiries.remove(due, kept.log.id());
+        }
+    }
+
+    /// When there will be something to let go: what the log holds now has aged out; a log that nobody created is
+    /// forgotten; its lifetime is over.
+    fn due(&self, kept: &Kept) -> Option<u64> {
+        let aged = if kept.explicit { self.aged_at(kept.log.newest()) } else { self.forgotten_at(kept) };
+        match (aged, kept.ends()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// When a log that nobody created is forgotten: all of it has aged out, and its readers should be back.
+    fn forgotten_at(&self, kept: &Kept) -> Option<u64> {
+        let aged = self.aged_at(Some(kept.log.written()))?;
+        Some(aged.max(kept.touched.saturating_add(LINGER)))
+    }
+
+    fn aged_at(&self, written: Option<u64>) -> Option<u64> {
+        Some(written?.saturating_add(millis(self.retention.age?)).saturating_add(1))
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     pub(crate) waits_per_channel: usize,
     /// Bytes of a name.
     pub(crate) name: usize,
+    /// Producers that a channel remembers.
+    pub(crate) producers: usize,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             waits: 100_000,
             waits_per_channel: 100_000,
             name: 255,
+            producers: 256,
         }
     }
 }

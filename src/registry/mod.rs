@@ -9,7 +9,7 @@
 //! | `map` | names to channels |
 //! | `entry` | one channel: its log and its waiters, behind one lock |
 //! | `waiters` | the list of wakers |
-//! | `write`, `read`, `wait` | what can be done with a channel |
+//! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `closing` | ending all waits, at once or spread over time |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `origin` | what stands for the tail of a channel that nobody has made |
@@ -19,8 +19,11 @@
 //! map, a channel, the queue of expiries.
 
 mod closing;
+mod create;
+mod delete;
 mod entry;
 mod expiry;
+mod lifetime;
 mod limits;
 #[cfg(all(test, comet_loom))]
 mod loom;
@@ -38,15 +41,18 @@ use tokio::time::Instant;
 
 use crate::{Error, engine::Retention};
 use closing::Closing;
+use delete::Orphans;
 use entry::{Entry, State};
 use expiry::Expiries;
 use map::Map;
 use origin::Origins;
 
 pub(crate) use closing::Drained;
+pub(crate) use create::{Created, Creation, Fork};
+pub(crate) use lifetime::Lifetime;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use wait::{Ended, Wait};
-pub(crate) use write::Terms;
+pub(crate) use write::{Append, Appended};
 
 /// All channels of one [`Comet`](crate::Comet).
 pub(crate) struct Registry {
@@ -56,6 +62,7 @@ pub(crate) struct Registry {
     map: Map,
     origins: Origins,
     expiries: Expiries,
+    orphans: Orphans,
     closing: Closing,
     began: Instant,
 }
@@ -69,6 +76,7 @@ impl Registry {
             map: Map::new(),
             origins: Origins::new(),
             expiries: Expiries::new(),
+            orphans: Orphans::new(),
             closing: Closing::new(),
             began: Instant::now(),
         }
@@ -122,6 +130,11 @@ impl Registry {
     /// Milliseconds since this registry was made. A clock that only ages history; no offset depends on it.
     fn now(&self) -> u64 {
         millis(self.began.elapsed())
+    }
+
+    /// The moment of a time on that clock.
+    pub(crate) fn moment(&self, now: u64) -> Instant {
+        self.began + Duration::from_millis(now)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Registry,
+    Lifetime, Registry,
     entry::{Entry, State},
 };
 use crate::engine::{Gone, Offset, Reading, Reason, Start};
@@ -19,22 +19,37 @@ impl Registry {
         }
     }
 
-    /// Where a channel ends.
+    /// What a channel is, without touching it: looking does not keep it alive. `None` if nobody has made it.
+    pub(crate) fn peek(&self, name: &str) -> Result<Option<Peek>, Gone> {
+        let Some(entry) = self.map.find(name) else { return Ok(None) };
+        let mut state = entry.lock();
+        let now = self.now();
+        let Some(kept) = self.living(&mut state, now) else { return Ok(None) };
+        if kept.buried {
+            return Err(kept.log.gone(Reason::Deleted));
+        }
+        self.expire(kept, now);
+        Ok(Some(Peek {
+            content_type: kept.log.content_type().clone(),
+            tail: kept.log.tail(),
+            closed: kept.log.is_closed(),
+            history: kept.log.len(),
+            lifetime: kept.lifetime,
+        }))
+    }
+
+    /// The tail of a channel, also of one that nobody has made.
     pub(crate) fn tail(&self, name: &str) -> Offset {
-        match self.read(name, Start::Tail, 0) {
-            Ok(reading) => reading.next,
+        match self.peek(name) {
+            Ok(Some(peek)) => peek.tail,
+            Ok(None) => self.origin(name),
             Err(gone) => gone.tail(),
         }
     }
 
-    /// How many appends a channel keeps.
-    pub(crate) fn history(&self, name: &str) -> usize {
-        let Some(entry) = self.map.find(name) else { return 0 };
-        let mut state = entry.lock();
-        state.log.as_mut().map_or(0, |kept| {
-            self.expire(kept, self.now());
-            kept.log.len()
-        })
+    /// What stands for the tail of a channel that nobody has made.
+    pub(crate) fn origin(&self, name: &str) -> Offset {
+        self.origins.of(self.map.hash(name))
     }
 
     /// [`read`](Self::read), for who holds the channel's lock.
@@ -45,20 +60,35 @@ impl Registry {
         start: Start,
         limit: usize,
     ) -> Result<Reading, Gone> {
-        let Some(kept) = state.log.as_mut() else {
+        let now = self.now();
+        let Some(kept) = self.living(state, now) else {
             return self.look_at_nothing(entry.name(), start);
         };
-        let now = self.now();
+        if kept.buried {
+            return Err(kept.log.gone(Reason::Deleted));
+        }
         kept.touched = now;
         self.expire(kept, now);
-        kept.log.read(start, limit)
+        let mut reading = kept.log.read(start, limit)?;
+        reading.until = kept.until;
+        Ok(reading)
     }
 
     fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
-        let origin = self.origins.of(self.map.hash(name));
+        let origin = self.origin(name);
         match start {
             Start::After(offset) if offset != origin => Err(Gone::new(Reason::Unknown, origin, origin)),
             _ => Ok(Reading::unknown(origin)),
         }
     }
+}
+
+/// What a channel is.
+#[derive(Debug)]
+pub(crate) struct Peek {
+    pub(crate) content_type: Arc<str>,
+    pub(crate) tail: Offset,
+    pub(crate) closed: bool,
+    pub(crate) history: usize,
+    pub(crate) lifetime: Lifetime,
 }

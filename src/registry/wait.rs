@@ -12,7 +12,7 @@ use super::{
     waiters::{Key, Standing},
 };
 use crate::{
-    Limit,
+    Error, Limit,
     engine::{Gone, Offset, Reading, Reason, Start},
 };
 
@@ -44,18 +44,33 @@ pub(crate) enum Ended {
     Gone(Gone),
     /// The channel was deleted.
     Deleted,
-    /// It did not begin: there are too many already.
-    Refused(Limit),
-    /// It did not begin: nothing waits any more.
-    ShutDown,
+    /// It did not begin: there are too many already ([`Error::Full`]), or nothing waits any more ([`Error::ShutDown`]).
+    Refused(Error),
 }
 
 impl Wait {
-    /// A wait from where a reading that found nothing has ended.
-    pub(crate) fn new(registry: Arc<Registry>, name: &str, reading: &Reading) -> Self {
+    /// A wait for what comes after a place that a reading gave; `existed` says whether that found a channel.
+    pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         let entry = registry.map.enter(name);
-        let existed = reading.content_type.is_some();
-        Self { registry, entry, after: reading.next, key: None, existed, admitted: false }
+        Self { registry, entry, after, key: None, existed, admitted: false }
+    }
+
+    /// Goes on after what a poll of it has found.
+    pub(crate) fn go_on(&mut self, reading: &Reading) {
+        self.after = reading.next;
+        self.existed = true;
+    }
+
+    pub(crate) fn after(&self) -> Offset {
+        self.after
+    }
+
+    /// Takes a place among all waits before the first poll does: for who cannot refuse any more by then.
+    pub(crate) fn admit(&mut self) -> Result<(), Error> {
+        let parked = self.entry.lock().waiters.len();
+        self.registry.admit(parked)?;
+        self.admitted = true;
+        Ok(())
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
@@ -86,24 +101,16 @@ impl Wait {
                 Ok(reading) => return Poll::Ready(Ended::Read(reading)),
                 Err(gone) => return Poll::Ready(self.ended_by(gone)),
             };
-            if !self.admitted {
-                if self.registry.is_closing() {
-                    return Poll::Ready(Ended::ShutDown);
-                }
-                if state.waiters.len() >= self.registry.limits.waits_per_channel && !expired {
-                    return Poll::Ready(Ended::Refused(Limit::WaitsPerChannel));
-                }
-            }
             let standing = self.key.map(|key| state.waiters.standing(key));
-            if standing == Some(Standing::Released) || self.registry.is_closed() {
+            if standing == Some(Standing::Released) || (self.admitted && self.registry.is_closed()) {
                 return Poll::Ready(Ended::Released(reading));
             }
             if expired {
                 return Poll::Ready(Ended::TimedOut(reading));
             }
             if !self.admitted {
-                if let Err(limit) = self.registry.usage.admit_wait(&self.registry.limits) {
-                    return Poll::Ready(Ended::Refused(limit));
+                if let Err(error) = self.registry.admit(state.waiters.len()) {
+                    return Poll::Ready(Ended::Refused(error));
                 }
                 self.admitted = true;
             }
@@ -122,9 +129,22 @@ impl Wait {
     /// A log that was there when the wait began and is not any more was deleted.
     fn ended_by(&self, gone: Gone) -> Ended {
         match gone.reason() {
-            Reason::Unknown | Reason::OtherLog if self.existed => Ended::Deleted,
+            Reason::Unknown | Reason::OtherLog | Reason::Deleted if self.existed => Ended::Deleted,
             _ => Ended::Gone(gone),
         }
+    }
+}
+
+impl Registry {
+    /// Counts one more wait, on a channel where so many are parked.
+    fn admit(&self, parked: usize) -> Result<(), Error> {
+        if self.is_closing() {
+            return Err(Error::ShutDown);
+        }
+        if parked >= self.limits.waits_per_channel {
+            return Err(Error::Full(Limit::WaitsPerChannel));
+        }
+        self.usage.admit_wait(&self.limits).map_err(Error::Full)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Changing a channel: append, create, close, delete.
+//! Appending to a channel, and closing it.
 
 use std::sync::Arc;
 
@@ -9,90 +9,118 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Batch, Log, Offset, check_media_type, same_type},
+    engine::{Admission, Batch, Log, Offset, Reason, Stamp, Writers, same_type},
 };
 
-/// On which terms something is appended.
+/// What is to be appended, and on which terms.
 #[derive(Debug, Default)]
-pub(crate) struct Terms<'a> {
+pub(crate) struct Append<'a> {
+    /// Without it, the stream is only closed.
+    pub(crate) batch: Option<&'a Batch>,
     /// The type that the sender says the content has. In process nothing is said: the channel's is meant.
     pub(crate) content_type: Option<&'a str>,
     /// The type to make an unknown channel with. Without it, unknown is an error.
     pub(crate) create: Option<&'a Arc<str>>,
+    /// End the stream with this.
+    pub(crate) close: bool,
+    /// `Stream-Seq`.
+    pub(crate) seq: Option<&'a str>,
+    /// Which message of which producer this is.
+    pub(crate) stamp: Option<&'a Stamp>,
+}
+
+/// An append that was made, now or before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    /// Where the channel ends.
+    pub(crate) tail: Offset,
+    pub(crate) closed: bool,
+    /// The highest epoch and number that were accepted of the producer.
+    pub(crate) accepted: Option<(u64, u64)>,
+    /// It was made before: nothing was done now.
+    pub(crate) duplicate: bool,
 }
 
 impl Registry {
-    /// Appends a batch, and wakes whoever waits.
-    pub(crate) fn append(&self, name: &str, batch: &Batch, terms: &Terms<'_>) -> Result<Offset, Error> {
+    /// Appends, closes, or both in one step, and wakes whoever waits.
+    pub(crate) fn append(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
         self.check_name(name)?;
-        if batch.size() > self.limits.append {
+        if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
-        self.change(name, |registry, entry, state| {
-            let kept = registry.log(entry, state, terms.create, false)?;
-            if kept.log.is_closed() {
-                return Err(Error::Closed);
+        self.change(name, |entry, state| {
+            let kept = self.log(entry, state, append.create)?;
+            let appended = self.append_to(kept, append)?;
+            if appended.duplicate {
+                return Ok((appended, Woken::nobody()));
             }
-            let typed = terms.content_type.is_none_or(|said| same_type(said, kept.log.content_type()));
+            self.queue(kept, entry);
+            Ok((appended, state.waiters.take()))
+        })
+    }
+
+    /// In the order of the protocol: closed, type, producer, sequence (Durable Streams, section 5.2). What is
+    /// refused changes nothing.
+    fn append_to(&self, kept: &mut Kept, append: &Append<'_>) -> Result<Appended, Error> {
+        kept.touched = self.now();
+        if kept.log.is_closed() {
+            return repeated(&kept.log, append);
+        }
+        if let Some(batch) = append.batch {
+            let typed = append.content_type.is_none_or(|said| same_type(said, kept.log.content_type()));
             if !typed || !kept.log.takes(batch) {
                 return Err(Error::ContentType { holds: kept.log.content_type().to_string() });
             }
-            let now = registry.now();
-            registry.expire(kept, now);
-            let weight = kept.log.weigh(batch, &registry.retention);
-            registry.usage.admit_history(&registry.limits, weight.adds, weight.frees).map_err(Error::Full)?;
-            let tail = kept.log.append(batch.clone(), &weight, now);
-            kept.touched = now;
-            registry.queue(kept, now, entry);
-            registry.usage.count_append();
-            Ok((tail, state.waiters.take()))
-        })
-    }
-
-    /// Makes a channel that stays until it is deleted. One that is there already must be of the same type.
-    pub(crate) fn create(&self, name: &str, content_type: &Arc<str>) -> Result<Offset, Error> {
-        self.check_name(name)?;
-        check_media_type(content_type)?;
-        self.change(name, |registry, entry, state| {
-            let kept = registry.log(entry, state, Some(content_type), true)?;
-            if !same_type(kept.log.content_type(), content_type) {
-                return Err(Error::ContentType { holds: kept.log.content_type().to_string() });
+        }
+        if let Some(stamp) = append.stamp {
+            if let Admission::Duplicate { epoch, seq } = admit(&kept.log, stamp)? {
+                let (tail, accepted) = (kept.log.tail(), Some((epoch, seq)));
+                return Ok(Appended { tail, closed: false, accepted, duplicate: true });
             }
-            kept.explicit = true;
-            Ok((kept.log.tail(), Woken::nobody()))
-        })
+        }
+        if let (Some(seq), Some(writers)) = (append.seq, kept.log.writers()) {
+            writers.check_seq(seq)?;
+        }
+        if let Some(batch) = append.batch {
+            self.add(kept, batch)?;
+        }
+        if let Some(seq) = append.seq {
+            kept.log.writers_mut().note_seq(seq);
+        }
+        if let Some(stamp) = append.stamp {
+            kept.log.writers_mut().note(stamp, self.limits.producers);
+        }
+        if append.close {
+            kept.log.close(kept.touched);
+            if append.stamp.is_some() {
+                kept.log.writers_mut().note_close(append.stamp);
+            }
+        }
+        let accepted = append.stamp.map(|stamp| (stamp.epoch, stamp.seq));
+        Ok(Appended { tail: kept.log.tail(), closed: append.close, accepted, duplicate: false })
     }
 
-    /// Ends a channel's stream, and lets whoever waits know. Closing again changes nothing.
-    pub(crate) fn close_channel(&self, name: &str, create: Option<&Arc<str>>) -> Result<Offset, Error> {
-        self.check_name(name)?;
-        self.change(name, |registry, entry, state| {
-            let kept = registry.log(entry, state, create, false)?;
-            kept.log.close();
-            kept.touched = registry.now();
-            Ok((kept.log.tail(), state.waiters.take()))
-        })
-    }
-
-    /// Deletes a channel with all that it holds, and lets whoever waits know. Returns where it ended.
-    pub(crate) fn delete(&self, name: &str) -> Result<Offset, Error> {
-        self.check_name(name)?;
-        self.change(name, |registry, _, state| {
-            let kept = registry.forget(state).ok_or(Error::Unknown)?;
-            Ok((kept.log.tail(), state.waiters.take()))
-        })
+    /// Adds a batch to a log, within the limit on all history.
+    pub(super) fn add(&self, kept: &mut Kept, batch: &Batch) -> Result<(), Error> {
+        let now = self.now();
+        self.expire(kept, now);
+        let weight = kept.log.weigh(batch, &self.retention);
+        self.usage.admit_history(&self.limits, weight.adds, weight.frees).map_err(Error::Full)?;
+        kept.log.append(batch.clone(), &weight, now);
+        self.usage.count_append();
+        Ok(())
     }
 
     /// Makes a change under the channel's lock, and wakes who is to be woken when it is released.
-    fn change(
+    pub(super) fn change<T>(
         &self,
         name: &str,
-        change: impl Fn(&Self, &Arc<Entry>, &mut State) -> Result<(Offset, Woken), Error>,
-    ) -> Result<Offset, Error> {
+        change: impl Fn(&Arc<Entry>, &mut State) -> Result<(T, Woken), Error>,
+    ) -> Result<T, Error> {
         let attempt = || {
             self.edit(name, |entry, state| {
                 let fresh = state.log.is_none();
-                let changed = change(self, entry, state);
+                let changed = change(entry, state);
                 if changed.is_err() && fresh {
                     // Made for what then could not be done.
                     self.forget(state);
@@ -107,9 +135,9 @@ impl Registry {
             self.sweep(self.now());
             changed = attempt();
         }
-        let (tail, woken) = changed?;
+        let (done, woken) = changed?;
         woken.wake();
-        Ok(tail)
+        Ok(done)
     }
 
     /// The log of a channel, made if there is none and `create` gives its type.
@@ -118,18 +146,33 @@ impl Registry {
         entry: &Arc<Entry>,
         state: &'a mut State,
         create: Option<&Arc<str>>,
-        explicit: bool,
     ) -> Result<&'a mut Kept, Error> {
-        if state.log.is_none() {
+        if self.living(state, self.now()).is_none() {
             let content_type = create.ok_or(Error::Unknown)?;
-            self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
-            let origin = self.origins.of(self.map.hash(entry.name()));
-            let log = Log::new(content_type.clone(), origin);
-            let mut kept = Box::new(Kept { log, explicit, touched: self.now(), due: None });
-            let touched = kept.touched;
-            self.queue(&mut kept, touched, entry);
-            state.log = Some(kept);
+            self.make(entry, state, |origin| Log::new(content_type.clone(), origin, self.now()))?;
         }
-        Ok(state.log.as_mut().expect("made just now if not before"))
+        let kept = state.log.as_deref_mut().expect("made just now if not before");
+        if kept.buried { Err(Error::Gone(kept.log.gone(Reason::Deleted))) } else { Ok(kept) }
     }
+}
+
+/// An append to a stream that has ended is no append, but it may be the one that ended it, sent again.
+fn repeated(log: &Log, append: &Append<'_>) -> Result<Appended, Error> {
+    let done = |accepted, duplicate| Ok(Appended { tail: log.tail(), closed: true, accepted, duplicate });
+    match append.stamp {
+        None if append.close && append.batch.is_none() => done(None, true),
+        Some(stamp) if log.writers().is_some_and(|writers| writers.closed_by(stamp)) => {
+            done(Some((stamp.epoch, stamp.seq)), true)
+        }
+        // A producer that was fenced off is told that first: it has to stop, not to find another stream.
+        Some(stamp) => match admit(log, stamp) {
+            Err(fenced @ Error::Fenced { .. }) => Err(fenced),
+            _ => Err(Error::Closed),
+        },
+        None => Err(Error::Closed),
+    }
+}
+
+fn admit(log: &Log, stamp: &Stamp) -> Result<Admission, Error> {
+    log.writers().map_or_else(|| Writers::default().admit(stamp), |writers| writers.admit(stamp))
 }

@@ -1,0 +1,105 @@
+//! A stand-alone Durable Streams server: everything allowed to anyone, on `/v1/stream/…`.
+//!
+//! ```sh
+//! cargo run --example streams
+//! cargo run --example streams -- --listen 127.0.0.1:4437 --max-wait 0.5 --http2
+//! ```
+//!
+//! | flag | |
+//! | --- | --- |
+//! | `--listen ADDR` | where to listen; otherwise the environment variable `LISTEN`, otherwise `127.0.0.1:3000` |
+//! | `--max-wait SECONDS` | how long a long-poll waits at most, 25 by default; fractions are fine |
+//! | `--http2` | HTTP/2 with prior knowledge beside HTTP/1.1 |
+//!
+//! What to try:
+//!
+//! ```sh
+//! url=http://127.0.0.1:3000/v1/stream/hello
+//! curl -i -X PUT  -H 'content-type: text/plain' $url
+//! curl -i -X POST -H 'content-type: text/plain' -d 'hello, ' $url
+//! curl -N "$url?offset=-1&live=sse" &
+//! curl -i -X POST -H 'content-type: text/plain' -H 'stream-closed: true' -d 'world' $url
+//! curl -i $url
+//! ```
+
+use axum::{Router, routing::get};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use std::{env, error::Error, time::Duration};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+};
+use tower_comet::{Comet, CometLayer, Retention, Route};
+use tower_http::cors::{Any, CorsLayer};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let flags = Flags::parse(env::args().skip(1))?;
+
+    let comet = Comet::builder().retention(Retention::unbounded()).max_append(16 * 1024 * 1024).build();
+    let streams = Route::strict()
+        .max_wait(flags.max_wait)
+        .create_by_anyone()
+        .append_by_anyone()
+        .close_by_anyone()
+        .delete_by_anyone();
+    let app = Router::new()
+        .route("/plain", get(|| async { "an ordinary handler\n" }))
+        .layer(CometLayer::new(comet.clone()).route("/v1/stream/{*path}", streams))
+        .layer(CorsLayer::new().allow_origin(Any).allow_methods(Any).allow_headers(Any).expose_headers(Any));
+
+    let listener = TcpListener::bind(&flags.listen).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new());
+    server.http2().timer(TokioTimer::new()).max_concurrent_streams(10_000);
+    let server = if flags.http2 { server } else { server.http1_only() };
+
+    let graceful = GracefulShutdown::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = ctrl_c() => break,
+            _ = terminate.recv() => break,
+        };
+        stream.set_nodelay(true)?;
+        let service = TowerToHyperService::new(app.clone());
+        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
+        tokio::spawn(connection);
+    }
+    comet.close();
+    graceful.shutdown().await;
+    Ok(())
+}
+
+struct Flags {
+    listen: String,
+    max_wait: Duration,
+    http2: bool,
+}
+
+impl Flags {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
+        let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+        let mut flags = Self { listen, max_wait: Duration::from_secs(25), http2: false };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+            match &*arg {
+                "--listen" => flags.listen = value()?,
+                "--max-wait" => flags.max_wait = Duration::try_from_secs_f64(value()?.parse()?)?,
+                "--http2" => flags.http2 = true,
+                _ => return Err(format!("unknown flag {arg}").into()),
+            }
+        }
+        Ok(flags)
+    }
+}

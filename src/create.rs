@@ -1,0 +1,90 @@
+//! How a channel is created.
+
+use bytes::Bytes;
+use std::time::{Duration, SystemTime};
+
+use crate::{
+    Channel, Offset,
+    engine::Start,
+    registry::{Creation, Fork, Lifetime},
+};
+
+/// How a channel is [created](Channel::create): its type, its lifetime, what it begins with.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_comet::{Comet, Create};
+///
+/// let comet = Comet::new();
+/// let draft = comet.channel("/drafts/1");
+/// draft.create(Create::new("text/plain").idle(Duration::from_secs(600)).content("Dear ")).wait()?;
+/// let greeting = draft.append("Ann").wait()?;
+/// draft.append(", never mind").wait()?;
+///
+/// // A fork has what its source had up to a place, and goes its own way from there.
+/// let other = comet.channel("/drafts/2");
+/// other.create(Create::fork_of(&draft).at(greeting)).wait()?;
+/// other.append(", how are you?").wait()?;
+/// assert_eq!((draft.history(), other.history()), (3, 3));
+/// # Ok::<(), tower_comet::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "this says how; `Channel::create` does it"]
+pub struct Create {
+    pub(crate) creation: Creation,
+}
+
+impl Create {
+    /// A channel of this content type.
+    pub fn new(content_type: &str) -> Self {
+        Self { creation: Creation { content_type: Some(content_type.into()), ..Creation::default() } }
+    }
+
+    /// A fork: a channel that begins with what another one of the same [`Comet`](crate::Comet) holds, at the same offsets and without
+    /// copies of the messages. It has its source's type, and its lifetime unless another is set.
+    ///
+    /// The source may go its own way, and may be deleted; its name stays taken until its last fork is gone.
+    pub fn fork_of(source: &Channel) -> Self {
+        let fork = Fork { source: source.name().into(), at: None, part: 0 };
+        Self { creation: Creation { fork: Some(fork), ..Creation::default() } }
+    }
+
+    /// Forks at this place of the source, instead of at its tail. Without effect on what is no fork.
+    pub fn at(mut self, offset: Offset) -> Self {
+        if let Some(fork) = &mut self.creation.fork {
+            fork.at = Some(Start::After(offset));
+        }
+        self
+    }
+
+    /// Ends the channel's life when nobody has read, waited on or written it for so long (whole seconds over HTTP).
+    pub fn idle(mut self, window: Duration) -> Self {
+        self.creation.lifetime = Some(Lifetime::Idle(window));
+        self
+    }
+
+    /// Ends the channel's life at this time.
+    pub fn until(mut self, end: SystemTime) -> Self {
+        self.creation.lifetime = Some(Lifetime::Until(end));
+        self
+    }
+
+    /// Begins with this content, of the channel's type.
+    pub fn content(mut self, content: impl Into<Bytes>) -> Self {
+        self.creation.content = content.into();
+        self
+    }
+
+    /// Ends the stream with what it begins with.
+    pub fn closed(mut self) -> Self {
+        self.creation.closed = true;
+        self
+    }
+}
+
+/// A channel of this content type.
+impl From<&str> for Create {
+    fn from(content_type: &str) -> Self {
+        Self::new(content_type)
+    }
+}

@@ -1,0 +1,148 @@
+//! What a log remembers of who wrote to it: sequences and producers.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::Error;
+
+/// Which message of which producer an append is (Durable Streams, section 5.2.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) id: Arc<str>,
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+}
+
+/// What is to be done with a stamped append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Accept,
+    /// It was accepted before; the numbers are the highest that were.
+    Duplicate {
+        epoch: u64,
+        seq: u64,
+    },
+}
+
+/// Made when the first writer says who it is, and kept as long as the log.
+#[derive(Default)]
+pub(crate) struct Writers {
+    last_seq: Option<Box<str>>,
+    producers: HashMap<Arc<str>, Producer>,
+    /// Counts appends of producers, to find the one that has been silent the longest.
+    clock: u64,
+    /// Who ended the stream: to recognise the same request when it is repeated.
+    closed_by: Option<Stamp>,
+}
+
+struct Producer {
+    epoch: u64,
+    seq: u64,
+    heard: u64,
+}
+
+impl Writers {
+    /// `Stream-Seq` is compared byte by byte, and must grow (section 5.2). Its scope is the channel.
+    pub(crate) fn check_seq(&self, seq: &str) -> Result<(), Error> {
+        match &self.last_seq {
+            Some(last) if seq <= &**last => Err(Error::Sequence),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn note_seq(&mut self, seq: &str) {
+        self.last_seq = Some(seq.into());
+    }
+
+    pub(crate) fn admit(&self, stamp: &Stamp) -> Result<Admission, Error> {
+        let Some(known) = self.producers.get(&stamp.id) else {
+            return match stamp.seq {
+                0 => Ok(Admission::Accept),
+                received => Err(Error::Gap { expected: 0, received }),
+            };
+        };
+        if stamp.epoch < known.epoch {
+            return Err(Error::Fenced { epoch: known.epoch });
+        }
+        if stamp.epoch > known.epoch {
+            return if stamp.seq == 0 { Ok(Admission::Accept) } else { Err(Error::Epoch) };
+        }
+        if stamp.seq <= known.seq {
+            return Ok(Admission::Duplicate { epoch: known.epoch, seq: known.seq });
+        }
+        match known.seq + 1 {
+            expected if stamp.seq == expected => Ok(Admission::Accept),
+            expected => Err(Error::Gap { expected, received: stamp.seq }),
+        }
+    }
+
+    /// Remembers an append that was made; of more than `most` producers, the one silent the longest is forgotten.
+    pub(crate) fn note(&mut self, stamp: &Stamp, most: usize) {
+        self.clock += 1;
+        if !self.producers.contains_key(&stamp.id) && self.producers.len() >= most.max(1) {
+            let silent = self.producers.iter().min_by_key(|(_, producer)| producer.heard);
+            if let Some(silent) = silent.map(|(id, _)| id.clone()) {
+                self.producers.remove(&silent);
+            }
+        }
+        let producer = Producer { epoch: stamp.epoch, seq: stamp.seq, heard: self.clock };
+        self.producers.insert(stamp.id.clone(), producer);
+    }
+
+    pub(crate) fn closed_by(&self, stamp: &Stamp) -> bool {
+        self.closed_by.as_ref() == Some(stamp)
+    }
+
+    pub(crate) fn note_close(&mut self, stamp: Option<&Stamp>) {
+        self.closed_by = stamp.cloned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(id: &str, epoch: u64, seq: u64) -> Stamp {
+        Stamp { id: id.into(), epoch, seq }
+    }
+
+    #[test]
+    fn a_producer_is_accepted_once_a_number_and_in_order() {
+        let mut writers = Writers::default();
+        assert!(matches!(writers.admit(&stamp("a", 3, 1)), Err(Error::Gap { expected: 0, received: 1 })));
+        for (epoch, seq) in [(3, 0), (3, 1), (5, 0)] {
+            assert_eq!(writers.admit(&stamp("a", epoch, seq)).ok(), Some(Admission::Accept));
+            writers.note(&stamp("a", epoch, seq), 10);
+        }
+        assert!(matches!(writers.admit(&stamp("a", 4, 9)), Err(Error::Fenced { epoch: 5 })));
+        assert!(matches!(writers.admit(&stamp("a", 6, 1)), Err(Error::Epoch)));
+        assert!(matches!(writers.admit(&stamp("a", 5, 2)), Err(Error::Gap { expected: 1, received: 2 })));
+        assert_eq!(writers.admit(&stamp("a", 5, 0)).ok(), Some(Admission::Duplicate { epoch: 5, seq: 0 }));
+        assert_eq!(writers.admit(&stamp("b", 0, 0)).ok(), Some(Admission::Accept), "another producer");
+    }
+
+    #[test]
+    fn of_too_many_producers_the_most_silent_is_forgotten() {
+        let mut writers = Writers::default();
+        for id in ["a", "b", "c"] {
+            writers.note(&stamp(id, 0, 0), 3);
+        }
+        writers.note(&stamp("a", 0, 1), 3);
+        writers.note(&stamp("d", 0, 0), 3);
+        assert!(matches!(writers.admit(&stamp("b", 0, 1)), Err(Error::Gap { expected: 0, .. })), "b is forgotten");
+        assert_eq!(writers.admit(&stamp("a", 0, 2)).ok(), Some(Admission::Accept), "a is not");
+        assert_eq!(writers.producers.len(), 3);
+    }
+
+    #[test]
+    fn a_sequence_is_compared_as_text() {
+        let mut writers = Writers::default();
+        for (seq, fits) in
+            [("09", true), ("09", false), ("10", true), ("2", true), ("10", false), ("a", true), ("B", false)]
+        {
+            assert_eq!(writers.check_seq(seq).is_ok(), fits, "{seq}");
+            if fits {
+                writers.note_seq(seq);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `PUT`: create, also as a fork (Durable Streams, sections 5.1 and 4.2).
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body::Body;
+use std::{error::Error as StdError, sync::Arc};
+
+use super::{
+    Answer, Reply, Target, answer, append, headers, is_true, lifetime,
+    problem::Problem,
+    query::parse_offset,
+    receive::{expects_continue, receive},
+};
+use crate::{
+    Action, Error, Offset, Outcome,
+    engine::{Start, same_type},
+    registry::{Created, Creation, Fork, Lifetime},
+};
+
+/// What a `PUT` says about itself.
+pub(super) struct Asked {
+    content_type: Option<String>,
+    lifetime: Option<Lifetime>,
+    closed: bool,
+    fork: Option<ForkAsked>,
+    authority: Option<String>,
+    path: String,
+    expects_continue: bool,
+}
+
+struct ForkAsked {
+    /// A path on this server, which is not yet known to be a channel's.
+    source: String,
+    at: Option<Start>,
+    part: u64,
+}
+
+impl Asked {
+    pub(super) fn parse(parts: &Parts) -> Result<Self, Problem> {
+        let map = &parts.headers;
+        let host = map.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        Ok(Self {
+            content_type: append::content_type(map),
+            lifetime: lifetime::parse(map)?,
+            closed: is_true(map, &headers::CLOSED),
+            fork: ForkAsked::parse(map)?,
+            authority: parts.uri.authority().map(ToString::to_string).or(host),
+            path: parts.uri.path().to_owned(),
+            expects_continue: expects_continue(map),
+        })
+    }
+}
+
+impl ForkAsked {
+    fn parse(map: &HeaderMap) -> Result<Option<Self>, Problem> {
+        let bad = |detail| Problem::bad_request("fork", detail);
+        let text = |name| map.get(name).map(|value| value.to_str().map_err(|_| bad("a fork's header is not ASCII")));
+        let (source, at) = (text(headers::FORKED_FROM).transpose()?, text(headers::FORK_OFFSET).transpose()?);
+        let part = text(headers::FORK_SUB_OFFSET).transpose()?;
+        let Some(source) = source else {
+            return if part.is_some() || at.is_some() {
+                Err(bad("a fork says what it is of: `Stream-Forked-From`"))
+            } else {
+                Ok(None)
+            };
+        };
+        let part = part.map_or(Some(0), |part| {
+            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+            part.parse().ok().filter(|_| digits)
+        });
+        let part = part.ok_or_else(|| bad("`Stream-Fork-Sub-Offset` is a number"))?;
+        if part > 0 && at.is_none() {
+            return Err(bad("`Stream-Fork-Sub-Offset` counts from a `Stream-Fork-Offset`"));
+        }
+        let at = at.map(parse_offset).transpose()?.map(|at| match at {
+            // All zeros are the start of any log, here, and not only of one that was unknown when they were given out.
+            Start::After(Offset::ZERO) => Start::Origin,
+            at => at,
+        });
+        Ok(Some(Self { source: source.to_owned(), at, part }))
+    }
+}
+
+pub(super) async fn reply<B>(target: Target, asked: Result<Asked, Problem>, parts: Parts, body: B) -> Reply
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let source = match &asked {
+        Ok(Asked { fork: Some(fork), .. }) => match source(&target, &fork.source, parts).await {
+            Ok(name) => Some(name),
+            Err(problem) => return target.refuse(problem),
+        },
+        _ => None,
+    };
+    let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
+    let content = match receive(&target, expects_continue, body).await {
+        Ok(content) => content,
+        Err(problem) => return target.refuse(problem),
+    };
+    match asked.and_then(|asked| create(&target, asked, source, content)) {
+        Ok(answer) => target.reply(answer),
+        Err(problem) => target.refuse(problem),
+    }
+}
+
+/// The name of the channel to fork, by the route of its path, if that lets this request read it. That it does not, and that
+/// there is none, look the same.
+async fn source(target: &Target, path: &str, mut parts: Parts) -> Result<String, Problem> {
+    let (route, name) = target.routes.find(path, &Method::GET).ok_or_else(Problem::not_found)?;
+    let name = name.map_err(|error| Problem::bad_name(error.as_str()))?;
+    parts.uri = path.parse().map_err(|_| Problem::not_found())?;
+    let source = Target { route, name, ..target.clone() };
+    match source.ask(&[Action::Read], parts).await {
+        Ok(source) => Ok(source.name),
+        Err(_) => Err(Problem::not_found()),
+    }
+}
+
+fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
+    let default = &target.route.content_type;
+    let content_type = asked.content_type.map(Arc::from).or_else(|| source.is_none().then(|| default.clone()));
+    if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
+        let detail = format!("channels of this route hold {default}, not {content_type}");
+        return Err(Problem::new(StatusCode::CONFLICT, "content-type", detail));
+    }
+    let fork =
+        asked.fork.zip(source).map(|(fork, source)| Fork { source: source.into(), at: fork.at, part: fork.part });
+    let creation = Creation { content_type, lifetime: asked.lifetime, closed: asked.closed, content, fork };
+    let created = target.registry.create(&target.name, &creation).map_err(|error| match error {
+        // A path that is there in another way, or was: the protocol has one answer for both.
+        Error::Gone(_) => Error::Conflict.into(),
+        error => Problem::from(error),
+    })?;
+    Ok(answer(target, &created, asked.authority.as_deref(), &asked.path))
+}
+
+fn answer(target: &Target, created: &Created, authority: Option<&str>, path: &str) -> Answer {
+    let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
+    let mut answer = answer::empty(status, Outcome::Created);
+    let map = answer.headers_mut();
+    map.insert(header::CONTENT_TYPE, headers::content_type(&created.content_type));
+    map.insert(headers::NEXT_OFFSET, headers::offset(created.tail));
+    if created.closed {
+        map.insert(headers::CLOSED, headers::TRUE);
+    }
+    if created.fresh {
+        let location = match (target.routes.public_url(), authority) {
+            (Some(url), _) => format!("{url}{path}"),
+            (None, Some(authority)) => format!("http://{authority}{path}"),
+            (None, None) => path.to_owned(),
+        };
+        if let Ok(location) = HeaderValue::try_from(location) {
+            map.insert(header::LOCATION, location);
+        }
+    }
+    answer
+}

@@ -1,0 +1,213 @@
+//! Creating a channel, also as a fork of another (Durable Streams, sections 5.1 and 4.2).
+
+use bytes::Bytes;
+use std::sync::Arc;
+
+use super::{
+    Lifetime, Registry,
+    entry::{Entry, Kept, Origin, Parent, State},
+    waiters::Woken,
+};
+use crate::{
+    Error,
+    engine::{Batch, Branch, Log, Offset, Start, check_media_type, same_type},
+};
+
+/// How a channel is to be created.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Creation {
+    /// A fork may leave it to its source.
+    pub(crate) content_type: Option<Arc<str>>,
+    /// A fork may leave it to its source.
+    pub(crate) lifetime: Option<Lifetime>,
+    pub(crate) closed: bool,
+    pub(crate) content: Bytes,
+    pub(crate) fork: Option<Fork>,
+}
+
+/// What a fork begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fork {
+    pub(crate) source: Arc<str>,
+    /// The source's tail, if it is not said.
+    pub(crate) at: Option<Start>,
+    /// How much of the append that follows, in messages or bytes.
+    pub(crate) part: u64,
+}
+
+/// A channel that is there now.
+#[derive(Clone, Debug)]
+pub(crate) struct Created {
+    pub(crate) tail: Offset,
+    pub(crate) closed: bool,
+    pub(crate) content_type: Arc<str>,
+    /// It was not there before.
+    pub(crate) fresh: bool,
+}
+
+impl Registry {
+    /// Makes a channel that stays until it is deleted or its lifetime is over. One that is there already must have been
+    /// created in the same way; its content is not compared, and nothing is appended to it.
+    pub(crate) fn create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+        self.check_name(name)?;
+        if let Some(content_type) = &creation.content_type {
+            check_media_type(content_type)?;
+        }
+        // Compared before the source is asked for, which may be gone by now.
+        if let Some(found) = self.created(name, creation)? {
+            return Ok(found);
+        }
+        let source = creation.fork.as_ref().map(|fork| self.source(fork)).transpose()?;
+        let content_type = content_type(creation, source.as_ref())?;
+        let content = Batch::initial(creation.content.clone(), &content_type)?;
+        if content.as_ref().is_some_and(|content| content.size() > self.limits.append) {
+            return Err(Error::TooLarge { limit: self.limits.append });
+        }
+        let inherited = source.as_ref().map(|source| source.lifetime);
+        let lifetime = creation.lifetime.or(inherited).unwrap_or_default();
+        let created = self.change(name, |entry, state| {
+            if let Some(kept) = self.living(state, self.now()) {
+                return kept.compare(creation).map(|found| (found, Woken::nobody()));
+            }
+            let kept = self.make(entry, state, |origin| match &source {
+                Some(source) => Log::forked(source.branch.clone(), origin, self.now()),
+                None => Log::new(content_type.clone(), origin, self.now()),
+            })?;
+            kept.explicit = true;
+            kept.lifetime = lifetime;
+            kept.until = self.end_of(lifetime);
+            if let Some(content) = &content {
+                self.add(kept, content)?;
+            }
+            if creation.closed {
+                kept.log.close(self.now());
+            }
+            if let (Some(fork), Some(source)) = (&creation.fork, &source) {
+                source.parent.keep();
+                kept.origin = Some(Box::new(Origin { fork: fork.clone(), parent: source.parent.parent() }));
+            }
+            self.requeue(kept, entry);
+            let created = Created { fresh: true, ..kept.describe() };
+            Ok((created, state.waiters.take()))
+        });
+        drop(source);
+        self.settle();
+        created
+    }
+
+    /// The channel, if it is there, created in this way.
+    fn created(&self, name: &str, creation: &Creation) -> Result<Option<Created>, Error> {
+        let Some(entry) = self.map.find(name) else { return Ok(None) };
+        let mut state = entry.lock();
+        let Some(kept) = self.living(&mut state, self.now()) else { return Ok(None) };
+        kept.compare(creation).map(Some)
+    }
+
+    /// Puts a log into a channel that has none.
+    pub(super) fn make<'a>(
+        &self,
+        entry: &Arc<Entry>,
+        state: &'a mut State,
+        log: impl FnOnce(Offset) -> Log,
+    ) -> Result<&'a mut Kept, Error> {
+        self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
+        let log = log(self.origins.of(self.map.hash(entry.name())));
+        if let Err(limit) = self.usage.admit_history(&self.limits, log.cost(), 0) {
+            self.usage.leave_channel();
+            return Err(Error::Full(limit));
+        }
+        let kept = state.log.insert(Box::new(Kept {
+            log,
+            explicit: false,
+            lifetime: Lifetime::Unbounded,
+            until: None,
+            touched: self.now(),
+            due: None,
+            forks: 0,
+            buried: false,
+            origin: None,
+        }));
+        self.queue(kept, entry);
+        Ok(kept)
+    }
+
+    /// What a fork begins with; its source counts it from now on.
+    fn source(&self, fork: &Fork) -> Result<Source<'_>, Error> {
+        let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
+        let mut state = entry.lock();
+        let kept = self.living(&mut state, self.now()).ok_or(Error::Unknown)?;
+        if kept.buried {
+            return Err(Error::Conflict);
+        }
+        let branch = kept.log.branch(fork.at.unwrap_or(Start::Tail), fork.part)?;
+        kept.forks += 1;
+        let parent = Parent { entry: entry.clone(), log: kept.log.id() };
+        let parent = Counted { registry: self, parent, kept: false.into() };
+        Ok(Source { branch, lifetime: kept.lifetime, parent })
+    }
+}
+
+/// The type that a new channel has.
+fn content_type(creation: &Creation, source: Option<&Source<'_>>) -> Result<Arc<str>, Error> {
+    match (&creation.content_type, source.map(|source| &source.branch.content_type)) {
+        (Some(said), Some(holds)) if !same_type(said, holds) => Err(Error::ContentType { holds: holds.to_string() }),
+        (_, Some(inherited)) => Ok(inherited.clone()),
+        (Some(said), None) => Ok(said.clone()),
+        (None, None) => Err(Error::MediaType),
+    }
+}
+
+/// The source of a fork that is being made.
+struct Source<'a> {
+    branch: Branch,
+    lifetime: Lifetime,
+    parent: Counted<'a>,
+}
+
+/// A fork that is counted by its parent; no more, if it is not made after all.
+struct Counted<'a> {
+    registry: &'a Registry,
+    parent: Parent,
+    kept: std::cell::Cell<bool>,
+}
+
+impl Counted<'_> {
+    fn keep(&self) {
+        self.kept.set(true);
+    }
+
+    fn parent(&self) -> Parent {
+        self.parent.clone()
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if !self.kept.get() {
+            self.registry.orphans.push(self.parent.clone());
+        }
+    }
+}
+
+impl Kept {
+    fn describe(&self) -> Created {
+        let content_type = self.log.content_type().clone();
+        Created { tail: self.log.tail(), closed: self.log.is_closed(), content_type, fresh: false }
+    }
+
+    /// Whether it was created like this: the type, the lifetime, whether it is closed now, and what it is a fork of.
+    fn compare(&mut self, creation: &Creation) -> Result<Created, Error> {
+        let same = !self.buried
+            && creation.content_type.as_ref().is_none_or(|said| same_type(said, self.log.content_type()))
+            && creation.lifetime.map_or(creation.fork.is_some() || self.lifetime == Lifetime::Unbounded, |lifetime| {
+                lifetime == self.lifetime
+            })
+            && creation.closed == self.log.is_closed()
+            && creation.fork.as_ref() == self.origin.as_ref().map(|origin| &origin.fork);
+        if !same {
+            return Err(Error::Conflict);
+        }
+        self.explicit = true;
+        Ok(self.describe())
+    }
+}

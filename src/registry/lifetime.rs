@@ -1,0 +1,64 @@
+//! How long a channel lives by itself (Durable Streams, section 7).
+
+use std::time::{Duration, SystemTime};
+
+use super::{
+    Registry,
+    entry::{Kept, State},
+    millis,
+};
+
+/// How long a channel lives by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    #[default]
+    Unbounded,
+    /// Until nobody has read, waited on or written it for so long: `Stream-TTL`.
+    Idle(Duration),
+    /// Until then: `Stream-Expires-At`.
+    Until(SystemTime),
+}
+
+impl Registry {
+    /// The log of a channel, if there is one that lives.
+    ///
+    /// Whoever waits on a channel that ends at a fixed time has a timer for it, and an idle one has
+    /// nobody waiting: so nobody need be woken here.
+    pub(super) fn living<'a>(&self, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
+        let waited_on = state.waiters.len() > 0;
+        if state.log.as_ref().is_some_and(|kept| !kept.buried && kept.is_over(waited_on, now)) {
+            self.bury(state);
+        }
+        state.log.as_deref_mut()
+    }
+
+    /// The end of a lifetime on the registry's clock, if it is fixed.
+    pub(super) fn end_of(&self, lifetime: Lifetime) -> Option<u64> {
+        match lifetime {
+            Lifetime::Until(end) => {
+                let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+                Some(self.now().saturating_add(millis(left)).saturating_add(1))
+            }
+            Lifetime::Unbounded | Lifetime::Idle(_) => None,
+        }
+    }
+}
+
+impl Kept {
+    pub(super) fn is_over(&self, waited_on: bool, now: u64) -> bool {
+        match self.lifetime {
+            Lifetime::Unbounded => false,
+            Lifetime::Idle(window) => !waited_on && self.touched.saturating_add(millis(window)) <= now,
+            Lifetime::Until(_) => self.until.is_some_and(|until| until <= now),
+        }
+    }
+
+    /// When the lifetime ends if nobody touches the channel meanwhile.
+    pub(super) fn ends(&self) -> Option<u64> {
+        match self.lifetime {
+            Lifetime::Unbounded => None,
+            Lifetime::Idle(window) => Some(self.touched.saturating_add(millis(window))),
+            Lifetime::Until(_) => self.until,
+        }
+    }
+}
