@@ -62,8 +62,7 @@
 //! # What it does not do
 //!
 //! * The logs are in memory, in one process; a restart empties them, and clients are told.
-//! * Of Durable Streams it serves reads, long-polls, `HEAD` and appends: not yet creating and deleting over HTTP, SSE,
-//!   producers, expiry and forks.
+//! * Of Durable Streams it leaves out the subscriptions below `__ds`: 501 on a strict route.
 //! * No WebSockets, no presence, no acknowledgements.
 //!
 //! # Reading, over HTTP
@@ -75,7 +74,8 @@
 //! | `GET …?offset=now` | nothing, and where the tail is |
 //! | `GET …?offset=OFFSET` | what there is after the offset |
 //! | `GET …?offset=OFFSET&live=long-poll` | the same, and waits if there is nothing |
-//! | `HEAD …` | type and tail |
+//! | `GET …?offset=OFFSET&live=sse` | the same as an event stream |
+//! | `HEAD …` | type, tail and lifetime |
 //!
 //! | status | |
 //! | --- | --- |
@@ -86,6 +86,9 @@
 //! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
 //! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
 //! | 503 | a limit is reached, or the server is closing: try again after `Retry-After` |
+//!
+//! A route that allows it also takes `POST` (append, and with `Stream-Closed: true` the end of the stream), `PUT` (create) and
+//! `DELETE`. A [strict](Route::strict) route follows the protocol to the letter, and passes all 332 tests of its suite.
 //!
 //! `Stream-Next-Offset` is where to go on from. `Stream-Up-To-Date` and `Stream-Closed` are there or not there, never
 //! `false`. A wait takes up to [`Route::max_wait`]; a client asks for less with `Prefer: wait=10` or `?timeout=10`, in

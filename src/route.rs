@@ -1,5 +1,6 @@
 //! What one route does.
 
+use http::Method;
 use std::{sync::Arc, time::Duration};
 
 use crate::{Action, Authorize, access::Gate, channel::JSON, engine::check_media_type};
@@ -185,6 +186,19 @@ impl Route {
     pub fn cache_for(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
+    }
+
+    /// Whether the layer answers this method, rather than the inner service.
+    pub(crate) fn serves(&self, method: &Method) -> bool {
+        match *method {
+            // What a CORS layer or an upgrade is for.
+            Method::OPTIONS | Method::CONNECT => false,
+            Method::GET | Method::HEAD => true,
+            Method::POST if !self.append.is_shut() || !self.close.is_shut() => true,
+            Method::PUT if !self.create.is_shut() => true,
+            Method::DELETE if !self.delete.is_shut() => true,
+            _ => self.strict,
+        }
     }
 
     pub(crate) fn gate(&self, action: Action) -> &Gate {

@@ -83,21 +83,6 @@ impl Routes {
     }
 }
 
-impl Route {
-    /// Whether the layer answers this method, rather than the inner service.
-    fn serves(&self, method: &Method) -> bool {
-        match *method {
-            // What a CORS layer or an upgrade is for.
-            Method::OPTIONS | Method::CONNECT => false,
-            Method::GET | Method::HEAD => true,
-            Method::POST if !self.append.is_shut() || !self.close.is_shut() => true,
-            Method::PUT if !self.create.is_shut() => true,
-            Method::DELETE if !self.delete.is_shut() => true,
-            _ => self.strict,
-        }
-    }
-}
-
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.mounted.iter().map(|mounted| (&mounted.pattern, &mounted.route))).finish()

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use std::{collections::VecDeque, fmt, sync::Arc};
 
 use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces};
-use crate::Error;
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
 const ENTRY_COST: usize = 64;
@@ -12,16 +11,16 @@ const ENTRY_COST: usize = 64;
 /// The history of a channel, in memory.
 pub(crate) struct Log {
     /// Tells this log from every other, also from an earlier one of the same name.
-    id: u64,
-    content_type: Arc<str>,
-    json: bool,
+    pub(super) id: u64,
+    pub(super) content_type: Arc<str>,
+    pub(super) json: bool,
     /// The place that stood for "before anything" while this channel was unknown.
     origin: Offset,
     /// The position just before the first kept entry. The tail of an empty log.
-    floor: Offset,
-    entries: VecDeque<Entry>,
+    pub(super) floor: Offset,
+    pub(super) entries: VecDeque<Entry>,
     /// The payload bytes of `entries`.
-    bytes: usize,
+    pub(super) bytes: usize,
     closed: bool,
     /// When it was last appended to, closed, or made.
     written: u64,
@@ -29,13 +28,13 @@ pub(crate) struct Log {
 }
 
 #[derive(Clone)]
-struct Entry {
-    data: Bytes,
-    messages: u32,
+pub(super) struct Entry {
+    pub(super) data: Bytes,
+    pub(super) messages: u32,
     /// Says which append this was. The log's own id, save where a fork inherits.
-    fingerprint: u64,
+    pub(super) fingerprint: u64,
     /// Milliseconds on the registry's clock.
-    at: u64,
+    pub(super) at: u64,
 }
 
 impl Log {
@@ -53,19 +52,6 @@ impl Log {
             written: now,
             writers: None,
         }
-    }
-
-    /// A log that begins with what another one held: the same appends, not copies, at the same offsets.
-    pub(crate) fn forked(branch: Branch, origin: Offset, now: u64) -> Self {
-        let mut log = Self::new(branch.content_type, origin, now);
-        log.floor = branch.floor;
-        log.entries = branch.entries.into();
-        if let Some(mut part) = branch.part {
-            part.fingerprint = log.id;
-            log.entries.push_back(part);
-        }
-        log.bytes = log.entries.iter().map(|entry| entry.data.len()).sum();
-        log
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -169,44 +155,6 @@ impl Log {
         before
     }
 
-    /// What a fork of this log at a place begins with: everything that is kept up to there, and `part` of the
-    /// append that follows, counted in messages or bytes (Durable Streams, section 4.2).
-    pub(crate) fn branch(&self, at: Start, part: u64) -> Result<Branch, Error> {
-        let end = self.index(at).map_err(|_| Error::ForkOffset)?;
-        let mut branch = Branch {
-            content_type: self.content_type.clone(),
-            floor: self.floor,
-            entries: self.entries.range(..end).cloned().collect(),
-            part: None,
-        };
-        if part > 0 {
-            let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
-            if part == self.parts(next) {
-                branch.entries.push(next.clone());
-            } else {
-                branch.part = Some(self.first_part(next, part).ok_or(Error::ForkOffset)?);
-            }
-        }
-        Ok(branch)
-    }
-
-    /// How many parts an append can be cut into.
-    fn parts(&self, entry: &Entry) -> u64 {
-        if self.json { entry.messages.into() } else { entry.data.len() as u64 }
-    }
-
-    fn first_part(&self, entry: &Entry, part: u64) -> Option<Entry> {
-        if part > self.parts(entry) {
-            return None;
-        }
-        let (data, messages) = if self.json {
-            (Batch::first_messages(&entry.data, part)?, u32::try_from(part).ok()?)
-        } else {
-            (entry.data.slice(..usize::try_from(part).ok()?), 1)
-        };
-        Some(Entry { data, messages, fingerprint: entry.fingerprint, at: entry.at })
-    }
-
     fn drop_oldest(&mut self, count: usize) {
         if count == 0 {
             return;
@@ -262,7 +210,7 @@ impl Log {
     }
 
     /// The index of the first entry from `start` on.
-    fn index(&self, start: Start) -> Result<usize, Reason> {
+    pub(super) fn index(&self, start: Start) -> Result<usize, Reason> {
         match start {
             Start::Earliest => Ok(0),
             Start::Tail => Ok(self.entries.len()),
@@ -306,16 +254,6 @@ impl fmt::Debug for Log {
             .field("closed", &self.closed)
             .finish_non_exhaustive()
     }
-}
-
-/// What a fork begins with.
-#[derive(Clone)]
-pub(crate) struct Branch {
-    pub(crate) content_type: Arc<str>,
-    floor: Offset,
-    entries: Vec<Entry>,
-    /// The beginning of an append, which is an append of the fork's own.
-    part: Option<Entry>,
 }
 
 /// What an append will change.

@@ -23,3 +23,8 @@ pub(crate) fn same_type(a: &str, b: &str) -> bool {
 pub(crate) fn is_text(content_type: &str) -> bool {
     content_type.trim_start().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("text/"))
 }
+
+/// Whether a browser would show this type rather than run it as a page of this origin.
+pub(crate) fn is_inert(content_type: &str) -> bool {
+    ["application/json", "text/plain", "application/octet-stream"].iter().any(|inert| same_type(content_type, inert))
+}

@@ -4,6 +4,7 @@
 //! [`registry`](crate::registry) guards each with its channel's lock.
 
 mod batch;
+mod branch;
 mod gone;
 mod log;
 mod media_type;
@@ -13,9 +14,10 @@ mod retention;
 mod writers;
 
 pub(crate) use batch::Batch;
+pub(crate) use branch::Branch;
 pub use gone::{Gone, Reason};
-pub(crate) use log::{Branch, Log};
-pub(crate) use media_type::{check_media_type, is_json, is_text, same_type};
+pub(crate) use log::Log;
+pub(crate) use media_type::{check_media_type, is_inert, is_json, is_text, same_type};
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use reading::{Reading, Start};
 pub use retention::Retention;

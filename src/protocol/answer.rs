@@ -2,13 +2,17 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Answer, Payload, headers, is_inert};
-use crate::{Outcome, Route, access::Gate, engine::Reading};
+use super::{Answer, Payload, headers};
+use crate::{
+    Outcome, Route,
+    access::Gate,
+    engine::{Reading, is_inert, is_json},
+};
 
 /// 200 with messages, or with none.
 pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) -> Answer {
     let content_type = reading.content_type.take().unwrap_or_else(|| {
-        reading.json = crate::engine::is_json(&route.content_type);
+        reading.json = is_json(&route.content_type);
         route.content_type.clone()
     });
     let mut answer = Response::new(Payload::default());

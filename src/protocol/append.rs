@@ -6,7 +6,7 @@ use http_body::Body;
 use std::error::Error as StdError;
 
 use super::{
-    Answer, Reply, Target, answer, headers, is_true,
+    Answer, Reply, Target, answer, headers,
     problem::Problem,
     producer,
     receive::{expects_continue, receive},
@@ -38,7 +38,7 @@ impl Asked {
         });
         Ok(Self {
             content_type: content_type(map),
-            close: is_true(map, &headers::CLOSED),
+            close: headers::is_true(map, &headers::CLOSED),
             seq: seq.transpose()?,
             stamp: producer::parse(map)?,
             expects_continue: expects_continue(map),
@@ -53,7 +53,7 @@ pub(super) fn content_type(map: &HeaderMap) -> Option<String> {
 
 /// What must be allowed: an append, an end, or both.
 pub(super) fn actions(map: &HeaderMap, body: &impl Body) -> &'static [Action] {
-    match (is_true(map, &headers::CLOSED), body.size_hint().exact() == Some(0)) {
+    match (headers::is_true(map, &headers::CLOSED), body.size_hint().exact() == Some(0)) {
         (false, _) => &[Action::Append],
         (true, true) => &[Action::Close],
         (true, false) => &[Action::Append, Action::Close],

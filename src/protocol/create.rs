@@ -6,7 +6,7 @@ use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
 use super::{
-    Answer, Reply, Target, answer, append, headers, is_true, lifetime,
+    Answer, Reply, Target, answer, append, headers, lifetime,
     problem::Problem,
     query::parse_offset,
     receive::{expects_continue, receive},
@@ -42,7 +42,7 @@ impl Asked {
         Ok(Self {
             content_type: append::content_type(map),
             lifetime: lifetime::parse(map)?,
-            closed: is_true(map, &headers::CLOSED),
+            closed: headers::is_true(map, &headers::CLOSED),
             fork: ForkAsked::parse(map)?,
             authority: parts.uri.authority().map(ToString::to_string).or(host),
             path: parts.uri.path().to_owned(),

@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::{Answer, Reply, Target, answer, cursor, finish, headers, problem::Problem, query::Asked, read};
+use super::{Answer, Reply, Target, answer, cursor, headers, problem::Problem, query::Asked, read, reply::finish};
 use crate::{
     Outcome, Route,
     engine::Reading,

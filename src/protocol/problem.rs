@@ -86,7 +86,7 @@ impl Problem {
         problem
     }
 
-    pub(super) fn denied(denied: Denied) -> Self {
+    fn denied(denied: Denied) -> Self {
         let detail = denied.to_string();
         let mut problem = match denied.kind {
             DeniedKind::Unauthorized(challenge) => {
@@ -181,6 +181,12 @@ impl From<Error> for Problem {
             Error::ShutDown => Self::shut_down(),
             Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
         }
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        Self::denied(denied)
     }
 }
 

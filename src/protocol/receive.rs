@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::time::timeout;
 
-use super::{Target, has_token, problem::Problem};
+use super::{Target, headers::has_token, problem::Problem};
 
 /// How much of a body that is refused is read and thrown away, so that the client reads the answer; beyond it, or past the
 /// time for reading a body, the connection is closed under it.

@@ -1,0 +1,69 @@
+//! What a fork takes over from its source: the same appends, not copies, at the same offsets.
+
+use std::sync::Arc;
+
+use super::{Batch, Log, Offset, Start, log::Entry};
+use crate::Error;
+
+/// What a fork begins with.
+#[derive(Clone)]
+pub(crate) struct Branch {
+    pub(crate) content_type: Arc<str>,
+    floor: Offset,
+    entries: Vec<Entry>,
+    /// The beginning of an append, which is an append of the fork's own.
+    part: Option<Entry>,
+}
+
+impl Log {
+    /// What a fork of this log at a place begins with: everything that is kept up to there, and `part` of the
+    /// append that follows, counted in messages or bytes (Durable Streams, section 4.2).
+    pub(crate) fn branch(&self, at: Start, part: u64) -> Result<Branch, Error> {
+        let end = self.index(at).map_err(|_| Error::ForkOffset)?;
+        let mut branch = Branch {
+            content_type: self.content_type.clone(),
+            floor: self.floor,
+            entries: self.entries.range(..end).cloned().collect(),
+            part: None,
+        };
+        if part > 0 {
+            let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
+            if part == self.parts(next) {
+                branch.entries.push(next.clone());
+            } else {
+                branch.part = Some(self.first_part(next, part).ok_or(Error::ForkOffset)?);
+            }
+        }
+        Ok(branch)
+    }
+
+    /// How many parts an append can be cut into.
+    fn parts(&self, entry: &Entry) -> u64 {
+        if self.json { entry.messages.into() } else { entry.data.len() as u64 }
+    }
+
+    fn first_part(&self, entry: &Entry, part: u64) -> Option<Entry> {
+        if part > self.parts(entry) {
+            return None;
+        }
+        let (data, messages) = if self.json {
+            (Batch::first_messages(&entry.data, part)?, u32::try_from(part).ok()?)
+        } else {
+            (entry.data.slice(..usize::try_from(part).ok()?), 1)
+        };
+        Some(Entry { data, messages, fingerprint: entry.fingerprint, at: entry.at })
+    }
+
+    /// A log that begins with what another one held.
+    pub(crate) fn forked(branch: Branch, origin: Offset, now: u64) -> Self {
+        let mut log = Self::new(branch.content_type, origin, now);
+        log.floor = branch.floor;
+        log.entries = branch.entries.into();
+        if let Some(mut part) = branch.part {
+            part.fingerprint = log.id;
+            log.entries.push_back(part);
+        }
+        log.bytes = log.entries.iter().map(|entry| entry.data.len()).sum();
+        log
+    }
+}
