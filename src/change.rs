@@ -13,7 +13,6 @@ use serde::Serialize;
 
 use crate::{
     Error, Offset,
-    channel::JSON,
     engine::{Batch, Stamp},
     registry::{Append, Appended, Creation, Registry},
 };
@@ -108,9 +107,8 @@ impl Future for Change {
         let what = self.what.take().expect("`Change` polled after it was ready");
         Poll::Ready(match what {
             What::Append { batch, close, stamp } => batch.and_then(|batch| {
-                let create = &JSON.into();
-                let (batch, stamp) = (batch.as_ref(), stamp.as_ref());
-                let append = Append { batch, create: Some(create), close, stamp, ..Append::default() };
+                let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(self.registry.json()));
+                let append = Append { batch, create, close, stamp, ..Append::default() };
                 match self.registry.append(&self.name, &append)? {
                     // Nothing is sent twice in process: somebody else has the same id and epoch.
                     Appended { duplicate: true, accepted: Some((epoch, _)), .. } => Err(Error::Fenced { epoch }),
@@ -175,8 +173,8 @@ impl Future for Broadcast {
         Poll::Ready(ready.and_then(|(pattern, batch)| {
             let (mut reached, mut full) = (0, None);
             for name in self.registry.names().filter(|name| pattern.at(name).is_ok()) {
-                let create = &JSON.into();
-                let append = Append { batch: Some(&batch), create: Some(create), ..Append::default() };
+                let create = Some(self.registry.json());
+                let append = Append { batch: Some(&batch), create, ..Append::default() };
                 match self.registry.append(&name, &append) {
                     Ok(_) => reached += 1,
                     // Not meant, or too late.

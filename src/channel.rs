@@ -10,9 +10,6 @@ use crate::{
     registry::Registry,
 };
 
-/// The type of a channel that nobody gave another.
-pub(crate) const JSON: &str = "application/json";
-
 /// A channel, by name: what a server publishes to.
 ///
 /// It is a handle, cheap to clone, and makes nothing by itself. A channel comes to be with its

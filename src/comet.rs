@@ -237,7 +237,7 @@ impl CometBuilder {
         self
     }
 
-    /// The bytes of all history together, 64 for each append counted in. Default 256 MiB. Beyond: 503,
+    /// The bytes of all history together, 64 for each append and each remembered producer counted in. Default 256 MiB. Beyond: 503,
     /// [`Limit::History`](crate::Limit::History).
     pub fn max_history(mut self, bytes: usize) -> Self {
         self.limits.history = bytes;
@@ -262,6 +262,13 @@ impl CometBuilder {
     /// [`Limit::WaitsPerChannel`](crate::Limit::WaitsPerChannel).
     pub fn max_waits_per_channel(mut self, waits: usize) -> Self {
         self.limits.waits_per_channel = waits;
+        self
+    }
+
+    /// The producers that a channel remembers, those that appended last. Default 256. One that is forgotten is told of a
+    /// [gap](crate::Error::Gap) when it comes back.
+    pub fn max_producers(mut self, producers: usize) -> Self {
+        self.limits.producers = producers.max(1);
         self
     }
 

@@ -15,7 +15,7 @@ pub enum Error {
     Name,
     /// The pattern is not one: see [`Comet::broadcast`](crate::Comet::broadcast).
     Pattern(Source),
-    /// The content type is not one: it is empty, or has characters in it that no header may carry.
+    /// The content type is not one: it has no `/`, is longer than 255 bytes, or has characters in it that no header may carry.
     MediaType,
     /// The value could not be written as JSON.
     Encode(Source),

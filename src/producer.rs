@@ -9,8 +9,8 @@ use crate::{Change, Channel, Error, Offset, engine::Stamp};
 /// that is missing is noticed (Durable Streams, section 5.2.1).
 ///
 /// A producer is known by its id, across restarts; whoever takes it over does so with a higher epoch, which
-/// [fences](Error::Fenced) off the one before. Numbers begin at 0 in each epoch. A channel remembers 256 producers, those
-/// that published last.
+/// [fences](Error::Fenced) off the one before. Numbers begin at 0 in each epoch. A channel remembers
+/// [so many](crate::CometBuilder::max_producers) producers, those that published last.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {

@@ -3,7 +3,7 @@
 use http::Method;
 use std::{sync::Arc, time::Duration};
 
-use crate::{Action, Authorize, access::Gate, channel::JSON, engine::check_media_type};
+use crate::{Action, Authorize, access::Gate, engine::check_media_type};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -47,7 +47,7 @@ impl Route {
     pub fn new() -> Self {
         Self {
             strict: false,
-            content_type: JSON.into(),
+            content_type: "application/json".into(),
             max_wait: Duration::from_secs(25),
             max_chunk: 1024 * 1024,
             body_timeout: Duration::from_secs(10),

@@ -98,7 +98,8 @@ impl Log {
 
     /// What the log holds, in the measure of the limit on all history.
     pub(crate) fn cost(&self) -> usize {
-        self.bytes + self.entries.len() * ENTRY_COST
+        let writers = self.writers.as_ref().map_or(0, |writers| writers.cost());
+        self.bytes + self.entries.len() * ENTRY_COST + writers
     }
 
     /// The offset just after the last append.
@@ -152,6 +153,7 @@ impl Log {
     pub(crate) fn clear(&mut self) -> usize {
         let before = self.cost();
         self.drop_oldest(self.entries.len());
+        self.writers = None;
         before
     }
 

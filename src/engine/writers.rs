@@ -32,7 +32,12 @@ pub(crate) struct Writers {
     clock: u64,
     /// Who ended the stream: to recognise the same request when it is repeated.
     closed_by: Option<Stamp>,
+    /// The bytes of the ids of `producers`.
+    ids: usize,
 }
+
+/// What a producer costs beside its id.
+const PRODUCER_COST: usize = 64;
 
 struct Producer {
     epoch: u64,
@@ -78,14 +83,22 @@ impl Writers {
     /// Remembers an append that was made; of more than `most` producers, the one silent the longest is forgotten.
     pub(crate) fn note(&mut self, stamp: &Stamp, most: usize) {
         self.clock += 1;
-        if !self.producers.contains_key(&stamp.id) && self.producers.len() >= most.max(1) {
+        if !self.producers.contains_key(&stamp.id) && self.producers.len() >= most {
             let silent = self.producers.iter().min_by_key(|(_, producer)| producer.heard);
             if let Some(silent) = silent.map(|(id, _)| id.clone()) {
+                self.ids -= silent.len();
                 self.producers.remove(&silent);
             }
         }
         let producer = Producer { epoch: stamp.epoch, seq: stamp.seq, heard: self.clock };
-        self.producers.insert(stamp.id.clone(), producer);
+        if self.producers.insert(stamp.id.clone(), producer).is_none() {
+            self.ids += stamp.id.len();
+        }
+    }
+
+    /// What this holds, in the measure of the limit on all history.
+    pub(crate) fn cost(&self) -> usize {
+        self.ids + self.producers.len() * PRODUCER_COST
     }
 
     pub(crate) fn closed_by(&self, stamp: &Stamp) -> bool {
@@ -130,7 +143,7 @@ mod tests {
         writers.note(&stamp("d", 0, 0), 3);
         assert!(matches!(writers.admit(&stamp("b", 0, 1)), Err(Error::Gap { expected: 0, .. })), "b is forgotten");
         assert_eq!(writers.admit(&stamp("a", 0, 2)).ok(), Some(Admission::Accept), "a is not");
-        assert_eq!(writers.producers.len(), 3);
+        assert_eq!((writers.producers.len(), writers.cost()), (3, 3 + 3 * PRODUCER_COST));
     }
 
     #[test]

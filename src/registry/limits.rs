@@ -116,6 +116,12 @@ impl Usage {
         self.history.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::History)
     }
 
+    /// Counts what a log remembers beside its history: little, and nothing is refused for it.
+    pub(super) fn adjust_history(&self, before: usize, after: usize) {
+        self.history.fetch_add(after.saturating_sub(before), Relaxed);
+        self.leave_history(before.saturating_sub(after));
+    }
+
     pub(super) fn leave_history(&self, frees: usize) {
         if frees > 0 {
             self.history.fetch_sub(frees, Relaxed);

@@ -65,6 +65,8 @@ pub(crate) struct Registry {
     orphans: Orphans,
     closing: Closing,
     began: Instant,
+    /// The type of a channel that nobody gave another.
+    json: Arc<str>,
 }
 
 impl Registry {
@@ -79,11 +81,17 @@ impl Registry {
             orphans: Orphans::new(),
             closing: Closing::new(),
             began: Instant::now(),
+            json: "application/json".into(),
         }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The type of a channel that nobody gave another.
+    pub(crate) fn json(&self) -> &Arc<str> {
+        &self.json
     }
 
     pub(crate) fn usage(&self) -> &Usage {

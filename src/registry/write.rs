@@ -88,7 +88,9 @@ impl Registry {
             kept.log.writers_mut().note_seq(seq);
         }
         if let Some(stamp) = append.stamp {
+            let before = kept.log.cost();
             kept.log.writers_mut().note(stamp, self.limits.producers);
+            self.usage.adjust_history(before, kept.log.cost());
         }
         if append.close {
             kept.log.close(kept.touched);
