@@ -2,12 +2,16 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Answer, Payload, headers};
+use super::{Payload, headers};
 use crate::{
     Outcome, Route,
     access::Gate,
     engine::{Reading, is_inert, is_json},
+    registry::Registry,
 };
+
+/// An answer of the layer's own.
+pub(crate) type Answer = Response<Payload>;
 
 /// 200 with messages, or with none.
 pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) -> Answer {
@@ -31,6 +35,17 @@ pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) ->
     answer
 }
 
+/// 200 with messages under the name of what they are, or 304 if the client has seen that.
+pub(super) fn tagged(route: &Route, reading: Reading, outcome: Outcome, seen: Option<&HeaderValue>) -> Answer {
+    let tag = entity_tag(&reading);
+    if seen.is_some_and(|seen| matches(seen, &tag)) {
+        return not_modified(&reading, tag);
+    }
+    let mut answer = messages(route, reading, outcome);
+    answer.headers_mut().insert(header::ETAG, tag);
+    answer
+}
+
 /// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.
 pub(super) fn nothing(reading: &Reading, outcome: Outcome) -> Answer {
     let mut answer = empty(StatusCode::NO_CONTENT, outcome);
@@ -39,7 +54,7 @@ pub(super) fn nothing(reading: &Reading, outcome: Outcome) -> Answer {
 }
 
 /// 304: the client has it.
-pub(super) fn not_modified(reading: &Reading, tag: HeaderValue) -> Answer {
+fn not_modified(reading: &Reading, tag: HeaderValue) -> Answer {
     let mut answer = empty(StatusCode::NOT_MODIFIED, Outcome::Read);
     position(answer.headers_mut(), reading);
     answer.headers_mut().insert(header::ETAG, tag);
@@ -56,7 +71,7 @@ pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
 
 /// Where the answer ends. `Stream-Up-To-Date` and `Stream-Closed` are there or not, never `false`: clients test for
 /// presence.
-pub(super) fn position(map: &mut HeaderMap, reading: &Reading) {
+fn position(map: &mut HeaderMap, reading: &Reading) {
     map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
     if reading.up_to_date {
         map.insert(headers::UP_TO_DATE, headers::TRUE);
@@ -75,15 +90,27 @@ pub(super) fn of_type(map: &mut HeaderMap, content_type: &str) {
 }
 
 /// Which part of which log this is, and whether the stream has ended with it.
-pub(super) fn entity_tag(reading: &Reading) -> HeaderValue {
+fn entity_tag(reading: &Reading) -> HeaderValue {
     let (start, end) = (reading.after.position(), reading.next.position());
     let closed = if reading.closed { ":c" } else { "" };
     headers::ascii(format!("\"{:016x}:{start}:{end}{closed}\"", reading.log))
 }
 
 /// Whether an `If-None-Match` names this entity tag. The comparison is the weak one (RFC 9110, section 13.1.2).
-pub(super) fn matches(if_none_match: &HeaderValue, tag: &HeaderValue) -> bool {
+fn matches(if_none_match: &HeaderValue, tag: &HeaderValue) -> bool {
     let (Ok(listed), Ok(tag)) = (if_none_match.to_str(), tag.to_str()) else { return false };
     // Our tags have no comma in them, so a list can be split at commas: parts of others match nothing.
     listed.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
+}
+
+/// The last touch to every answer: what it may say of the connection.
+pub(super) fn finish(registry: &Registry, http1: bool, mut answer: Answer) -> Answer {
+    if !http1 {
+        // Forbidden there (RFC 9113, section 8.2.2).
+        answer.headers_mut().remove(header::CONNECTION);
+    } else if registry.is_closing() {
+        // The client should not come back by the same connection, but to another node.
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }

@@ -6,7 +6,7 @@ use http_body::Body;
 use std::error::Error as StdError;
 
 use super::{
-    Answer, Reply, Target, answer, headers,
+    Answer, Target, answer, headers,
     problem::Problem,
     producer,
     receive::{expects_continue, receive},
@@ -60,20 +60,14 @@ pub(super) fn actions(map: &HeaderMap, body: &impl Body) -> &'static [Action] {
     }
 }
 
-pub(super) async fn reply<B>(target: Target, asked: Result<Asked, Problem>, body: B) -> Reply
+pub(super) async fn answer<B>(target: &Target, asked: Result<Asked, Problem>, body: B) -> Result<Answer, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
-    let bytes = match receive(&target, expects_continue, body).await {
-        Ok(bytes) => bytes,
-        Err(problem) => return target.refuse(problem),
-    };
-    match asked.and_then(|asked| append(&target, &asked, bytes)) {
-        Ok(answer) => target.reply(answer),
-        Err(problem) => target.refuse(problem),
-    }
+    let bytes = receive(target, expects_continue, body).await?;
+    append(target, &asked?, bytes)
 }
 
 fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
@@ -89,7 +83,7 @@ fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Proble
         stamp: asked.stamp.as_ref(),
     };
     match registry.append(name, &append) {
-        Ok(appended) => Ok(answer(&appended, batch.is_some())),
+        Ok(done) => Ok(appended(&done, batch.is_some())),
         Err(Error::Closed) => Err(Problem::closed(registry.tail(name))),
         Err(error) => Err(error.into()),
     }
@@ -123,7 +117,7 @@ fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem>
 }
 
 /// 200 for what a producer has appended now, 204 for everything else.
-fn answer(appended: &Appended, content: bool) -> Answer {
+fn appended(appended: &Appended, content: bool) -> Answer {
     let produced = appended.accepted.is_some() && content && !appended.duplicate;
     let status = if produced { StatusCode::OK } else { StatusCode::NO_CONTENT };
     let mut answer = answer::empty(status, Outcome::Appended);

@@ -6,7 +6,7 @@ use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
 use super::{
-    Answer, Reply, Target, answer, append, headers, lifetime,
+    Answer, Target, answer, append, headers, lifetime,
     problem::Problem,
     query::parse_offset,
     receive::{expects_continue, receive},
@@ -81,27 +81,23 @@ impl ForkAsked {
     }
 }
 
-pub(super) async fn reply<B>(target: Target, asked: Result<Asked, Problem>, parts: Parts, body: B) -> Reply
+pub(super) async fn answer<B>(
+    target: &Target,
+    asked: Result<Asked, Problem>,
+    parts: Parts,
+    body: B,
+) -> Result<Answer, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let source = match &asked {
-        Ok(Asked { fork: Some(fork), .. }) => match source(&target, &fork.source, parts).await {
-            Ok(name) => Some(name),
-            Err(problem) => return target.refuse(problem),
-        },
+        Ok(Asked { fork: Some(fork), .. }) => Some(source(target, &fork.source, parts).await?),
         _ => None,
     };
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
-    let content = match receive(&target, expects_continue, body).await {
-        Ok(content) => content,
-        Err(problem) => return target.refuse(problem),
-    };
-    match asked.and_then(|asked| create(&target, asked, source, content)) {
-        Ok(answer) => target.reply(answer),
-        Err(problem) => target.refuse(problem),
-    }
+    let content = receive(target, expects_continue, body).await?;
+    create(target, asked?, source, content)
 }
 
 /// The name of the channel to fork, by the route of its path, if that lets this request read it. That it does not, and that
@@ -127,15 +123,15 @@ fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes)
     let fork =
         asked.fork.zip(source).map(|(fork, source)| Fork { source: source.into(), at: fork.at, part: fork.part });
     let creation = Creation { content_type, lifetime: asked.lifetime, closed: asked.closed, content, fork };
-    let created = target.registry.create(&target.name, &creation).map_err(|error| match error {
+    let done = target.registry.create(&target.name, &creation).map_err(|error| match error {
         // A path that is there in another way, or was: the protocol has one answer for both.
         Error::Gone(_) => Error::Conflict.into(),
         error => Problem::from(error),
     })?;
-    Ok(answer(target, &created, asked.authority.as_deref(), &asked.path))
+    Ok(created(target, &done, asked.authority.as_deref(), &asked.path))
 }
 
-fn answer(target: &Target, created: &Created, authority: Option<&str>, path: &str) -> Answer {
+fn created(target: &Target, created: &Created, authority: Option<&str>, path: &str) -> Answer {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = answer::empty(status, Outcome::Created);
     let map = answer.headers_mut();

@@ -2,12 +2,10 @@
 
 use http::StatusCode;
 
-use super::{Reply, Target, answer};
+use super::{Answer, Target, answer, problem::Problem};
 use crate::Outcome;
 
-pub(super) fn reply(target: &Target) -> Reply {
-    match target.registry.delete(&target.name) {
-        Ok(_) => target.reply(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted)),
-        Err(error) => target.refuse(error),
-    }
+pub(super) fn answer(target: &Target) -> Result<Answer, Problem> {
+    target.registry.delete(&target.name)?;
+    Ok(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted))
 }

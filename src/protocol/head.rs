@@ -2,14 +2,11 @@
 
 use http::StatusCode;
 
-use super::{Reply, Target, answer, headers, lifetime, problem::Problem};
+use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
 use crate::Outcome;
 
-pub(super) fn reply(target: &Target) -> Reply {
-    let channel = match target.registry.peek(&target.name) {
-        Ok(channel) => channel,
-        Err(gone) => return target.refuse(Problem::gone(&gone)),
-    };
+pub(super) fn answer(target: &Target) -> Result<Answer, Problem> {
+    let channel = target.registry.peek(&target.name).map_err(|gone| Problem::gone(&gone))?;
     let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
     let map = answer.headers_mut();
     match channel {
@@ -21,11 +18,11 @@ pub(super) fn reply(target: &Target) -> Reply {
             }
             lifetime::describe(map, channel.lifetime);
         }
-        None if target.route.strict => return target.refuse(Problem::not_found()),
+        None if target.route.strict => return Err(Problem::not_found()),
         None => {
             answer::of_type(map, &target.route.content_type);
             map.insert(headers::NEXT_OFFSET, headers::offset(target.registry.tail(&target.name)));
         }
     }
-    target.reply(answer)
+    Ok(answer)
 }

@@ -1,6 +1,6 @@
 //! `GET` with `live=long-poll`: wait for what comes (Durable Streams, section 5.7).
 
-use http::{HeaderValue, header};
+use http::HeaderValue;
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
@@ -9,38 +9,32 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::Sleep;
 
-use super::{Answer, Reply, Target, answer, cursor, headers, problem::Problem, query::Asked, read, reply::finish};
+use super::{
+    Answer, Target,
+    answer::{self, finish},
+    cursor,
+    deadline::deadline,
+    headers,
+    problem::Problem,
+    query::Asked,
+};
 use crate::{
     Outcome, Route,
     engine::Reading,
     registry::{Ended, Wait},
 };
 
-/// Answers at once if there is something, and waits otherwise.
-pub(super) fn reply(target: &Target, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Reply {
-    if reading.closed && reading.is_empty() {
-        return target.reply(answer::nothing(&reading, Outcome::Ended));
+/// What there is without a wait: messages, or the end of the stream.
+pub(super) fn at_once(target: &Target, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Answer {
+    if reading.is_empty() {
+        return answer::nothing(&reading, Outcome::Ended);
     }
-    let cursor = cursor::next(asked.cursor);
-    if !reading.is_empty() {
-        let tag = answer::entity_tag(&reading);
-        target.registry.usage().count_delivered();
-        let mut answer = read::tagged(target, reading, Outcome::Delivered, Some(tag), seen);
-        answer.headers_mut().insert(headers::CURSOR, headers::ascii(cursor));
-        return target.reply(answer);
-    }
-    let wait = asked.wait.map_or(target.route.max_wait, |wait| wait.min(target.route.max_wait));
-    let existed = reading.content_type.is_some();
-    Reply::Wait(Box::pin(LongPoll {
-        wait: Wait::new(target.registry.clone(), &target.name, reading.next, existed),
-        deadline: deadline(wait, reading.until.map(|until| target.registry.moment(until))),
-        route: target.route.clone(),
-        cursor: asked.cursor,
-        preferred: asked.preferred.map(|asked| granted(asked, target.route.max_wait)),
-        http1: target.http1,
-    }))
+    target.registry.usage().count_delivered();
+    let mut answer = answer::tagged(&target.route, reading, Outcome::Delivered, seen);
+    answer.headers_mut().insert(headers::CURSOR, headers::ascii(cursor::next(asked.cursor)));
+    answer
 }
 
 pin_project! {
@@ -58,6 +52,23 @@ pin_project! {
     }
 }
 
+impl LongPoll {
+    /// A wait from where a reading that found nothing has ended.
+    pub(super) fn new(target: &Target, asked: &Asked, reading: &Reading) -> Self {
+        let max_wait = target.route.max_wait;
+        let wait = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
+        let existed = reading.content_type.is_some();
+        Self {
+            wait: Wait::new(target.registry.clone(), &target.name, reading.next, existed),
+            deadline: deadline(wait, reading.until.map(|until| target.registry.moment(until))),
+            route: target.route.clone(),
+            cursor: asked.cursor,
+            preferred: asked.preferred.map(|asked| granted(asked, max_wait)),
+            http1: target.http1,
+        }
+    }
+}
+
 impl Future for LongPoll {
     type Output = Answer;
 
@@ -71,10 +82,7 @@ impl Future for LongPoll {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended),
             Ended::Read(reading) => {
                 registry.usage().count_delivered();
-                let tag = answer::entity_tag(&reading);
-                let mut answer = answer::messages(this.route, reading, Outcome::Delivered);
-                answer.headers_mut().insert(header::ETAG, tag);
-                answer
+                answer::tagged(this.route, reading, Outcome::Delivered, None)
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();
@@ -94,22 +102,6 @@ impl Future for LongPoll {
     }
 }
 
-/// The end of the wait or of the channel's lifetime, whichever comes first; none for no wait at all.
-fn deadline(wait: Duration, until: Option<Instant>) -> Option<Sleep> {
-    if wait.is_zero() {
-        return None;
-    }
-    Some(match until {
-        Some(until) if until < Instant::now() + wait => sleep_until(until),
-        _ => sleep(jittered(wait)),
-    })
-}
-
-/// Up to a sixteenth less, at random: who started together need not time out together.
-pub(super) fn jittered(wait: Duration) -> Duration {
-    wait - wait.mul_f64(fastrand::f64() / 16.0)
-}
-
 /// The whole seconds that a client's preference is granted of.
 fn granted(asked: u32, max_wait: Duration) -> u16 {
     u16::try_from(max_wait.as_secs().min(asked.into())).unwrap_or(u16::MAX)
@@ -123,14 +115,5 @@ mod tests {
     fn a_parked_request_is_small() {
         let size = size_of::<LongPoll>();
         assert!(size <= 192, "{size} bytes");
-    }
-
-    #[test]
-    fn jitter_takes_a_sixteenth_at_most() {
-        for _ in 0..1_000 {
-            let jittered = jittered(Duration::from_secs(16));
-            assert!(jittered > Duration::from_secs(15) && jittered <= Duration::from_secs(16), "{jittered:?}");
-        }
-        let _ = jittered(Duration::MAX);
     }
 }

@@ -8,12 +8,13 @@
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target` | what a request is addressed to, and whether it may |
 //! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
-//! | `reply`, `answer`, `payload`, `problem`, `headers`, `cursor` | what answers are made of |
+//! | `reply`, `answer`, `payload`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
 mod append;
 mod create;
 mod cursor;
+mod deadline;
 mod delete;
 mod head;
 mod headers;
@@ -34,9 +35,10 @@ use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
 use crate::{Action, Route, name::NameError, registry::Registry, routes::Routes};
+use answer::Answer;
 pub(crate) use payload::Payload;
 use problem::Problem;
-pub(crate) use reply::{Answer, Reply};
+pub(crate) use reply::Reply;
 use target::Target;
 
 /// Answers a request on a route.
@@ -52,15 +54,15 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let (registry, routes) = (registry.clone(), routes.clone());
-    let mut target =
-        Target { registry, routes, route, name: String::new(), http1: request.version() <= Version::HTTP_11 };
+    let http1 = request.version() <= Version::HTTP_11;
+    let mut target = Target { registry, routes, route, name: String::new(), http1 };
     match name {
         Ok(name) if target.registry.check_name(&name).is_ok() => target.name = name,
-        Ok(_) => return target.refuse(Problem::bad_name("it is too long")),
-        Err(error) => return target.refuse(Problem::bad_name(error.as_str())),
+        Ok(_) => return target.reply(Err(Problem::bad_name("it is too long"))),
+        Err(error) => return target.reply(Err(Problem::bad_name(error.as_str()))),
     }
-    if target.route.strict && target.routes.is_reserved(request.uri().path()) {
-        return target.refuse(Problem::not_implemented());
+    if target.routes.is_reserved(request.uri().path()) {
+        return target.reply(Err(Problem::not_implemented()));
     }
     let (parts, body) = request.into_parts();
     match parts.method {
@@ -69,25 +71,27 @@ where
             let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
             target.permitted(&[Action::Read], parts, move |target| match asked {
                 Ok(asked) => read::reply(&target, &asked, seen.as_ref()),
-                Err(problem) => target.refuse(problem),
+                Err(problem) => target.reply(Err(problem)),
             })
         }
-        Method::HEAD => target.permitted(&[Action::Read], parts, |target| head::reply(&target)),
+        Method::HEAD => target.permitted(&[Action::Read], parts, |target| target.reply(head::answer(&target))),
         Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
             let asked = append::Asked::parse(&parts.headers);
             let actions = append::actions(&parts.headers, &body);
-            target.permitted(actions, parts, move |target| Reply::Later(Box::pin(append::reply(target, asked, body))))
+            target.permitted(actions, parts, move |target| {
+                Reply::Later(Box::pin(async move { target.reply(append::answer(&target, asked, body).await) }))
+            })
         }
         Method::PUT if !target.route.create.is_shut() => {
             let asked = create::Asked::parse(&parts);
             let kept = parts.clone();
             target.permitted(&[Action::Create], parts, move |target| {
-                Reply::Later(Box::pin(create::reply(target, asked, kept, body)))
+                Reply::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
             })
         }
         Method::DELETE if !target.route.delete.is_shut() => {
-            target.permitted(&[Action::Delete], parts, |target| delete::reply(&target))
+            target.permitted(&[Action::Delete], parts, |target| target.reply(delete::answer(&target)))
         }
-        _ => target.refuse(Problem::method_not_allowed(&target.route)),
+        _ => target.reply(Err(Problem::method_not_allowed(&target.route))),
     }
 }

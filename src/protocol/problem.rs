@@ -3,12 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use std::borrow::Cow;
 
-use super::{Answer, Payload, Reply, headers};
-use crate::{
-    Denied, Error, Gone, Limit, Offset, Outcome, Route,
-    access::DeniedKind,
-    registry::{Ended, Registry},
-};
+use super::{Answer, Payload, headers};
+use crate::{Denied, Error, Gone, Limit, Offset, Outcome, Route, access::DeniedKind, registry::Ended};
 
 /// Why a request is not served.
 #[derive(Debug)]
@@ -143,14 +139,6 @@ impl Problem {
         map.extend(self.headers);
         answer.extensions_mut().insert(self.outcome);
         answer
-    }
-
-    pub(super) fn reply(self, registry: &Registry, http1: bool) -> Reply {
-        let mut answer = self.into_answer();
-        if !http1 {
-            answer.headers_mut().remove(header::CONNECTION);
-        }
-        Reply::now(registry, http1, answer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! An answer, now or later.
 
-use http::{HeaderValue, Response, header};
+use http::request::Parts;
 use std::{
     fmt,
     future::Future,
@@ -8,11 +8,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Payload, long_poll::LongPoll};
-use crate::registry::Registry;
-
-/// An answer of the layer's own.
-pub(crate) type Answer = Response<Payload>;
+use super::{Answer, Target, answer::finish, long_poll::LongPoll, problem::Problem};
+use crate::Action;
 
 /// An answer, now or later.
 pub(crate) enum Reply {
@@ -23,10 +20,6 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn now(registry: &Registry, http1: bool, answer: Answer) -> Self {
-        Self::Now(Some(Box::new(finish(registry, http1, answer))))
-    }
-
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
         loop {
             match self {
@@ -40,13 +33,29 @@ impl Reply {
     }
 }
 
-/// The last touch to every answer: a client whose node is closing should not come back by the same connection.
-pub(super) fn finish(registry: &Registry, http1: bool, mut answer: Answer) -> Answer {
-    // HTTP/2 says it with a GOAWAY, and forbids the header (RFC 9113, section 8.2.2).
-    if http1 && registry.is_closing() {
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+impl Target {
+    /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
+    pub(super) fn permitted(
+        self,
+        actions: &'static [Action],
+        parts: Parts,
+        go_on: impl FnOnce(Self) -> Reply + Send + 'static,
+    ) -> Reply {
+        if self.is_open(actions) {
+            return go_on(self);
+        }
+        Reply::Later(Box::pin(async move {
+            match self.clone().ask(actions, parts).await {
+                Ok(target) => go_on(target),
+                Err(problem) => self.reply(Err(problem)),
+            }
+        }))
     }
-    answer
+
+    pub(super) fn reply(&self, answer: Result<Answer, Problem>) -> Reply {
+        let answer = answer.unwrap_or_else(Problem::into_answer);
+        Reply::Now(Some(Box::new(finish(&self.registry, self.http1, answer))))
+    }
 }
 
 impl fmt::Debug for Reply {

@@ -11,9 +11,9 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::{Payload, Reply, Target, cursor, headers, long_poll::jittered, query::Asked};
+use super::{Answer, Payload, Target, cursor, deadline::deadline, headers, problem::Problem, query::Asked};
 use crate::{
     Offset, Outcome, Route,
     engine::{Reading, is_json, is_text},
@@ -28,14 +28,11 @@ const LIFE: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(15);
 
 /// Begins an event stream where a reading began.
-pub(super) fn reply(target: &Target, asked: &Asked, reading: &Reading) -> Reply {
+pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let base64 = !is_json(content_type) && !is_text(content_type);
     let mut wait = Wait::new(target.registry.clone(), &target.name, reading.after, reading.content_type.is_some());
-    if let Err(ended) = wait.admit() {
-        return target.refuse(ended);
-    }
-    let life = Instant::now() + jittered(LIFE);
+    wait.admit()?;
     let until = reading.until.map(|until| target.registry.moment(until));
     let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
         wait,
@@ -45,7 +42,7 @@ pub(super) fn reply(target: &Target, asked: &Asked, reading: &Reading) -> Reply 
         told: false,
         finished: false,
         beat: sleep(BEAT),
-        life: sleep_until(until.map_or(life, |until| life.min(until))),
+        life: deadline(LIFE, until),
     })));
     let map = answer.headers_mut();
     headers::safe(map);
@@ -57,7 +54,7 @@ pub(super) fn reply(target: &Target, asked: &Asked, reading: &Reading) -> Reply 
         map.insert(headers::SSE_DATA_ENCODING, HeaderValue::from_static("base64"));
     }
     answer.extensions_mut().insert(Outcome::Streamed);
-    target.reply(answer)
+    Ok(answer)
 }
 
 pin_project! {
@@ -74,7 +71,7 @@ pin_project! {
         #[pin]
         beat: Sleep,
         #[pin]
-        life: Sleep,
+        life: Option<Sleep>,
     }
 }
 
@@ -84,7 +81,7 @@ impl EventStream {
         if *this.finished {
             return Poll::Ready(None);
         }
-        let over = this.life.as_mut().poll(cx).is_ready();
+        let over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
         let text = match this.wait.poll(cx, over, this.route.max_chunk) {
             Poll::Ready(Ended::Read(reading)) => {
                 this.wait.go_on(&reading);

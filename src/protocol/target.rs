@@ -3,7 +3,7 @@
 use http::request::Parts;
 use std::sync::Arc;
 
-use super::{Answer, Reply, problem::Problem};
+use super::problem::Problem;
 use crate::{Access, Action, Denied, Route, access::Gate, registry::Registry, routes::Routes};
 
 /// What a request is addressed to.
@@ -18,23 +18,9 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
-    pub(super) fn permitted(
-        self,
-        actions: &'static [Action],
-        parts: Parts,
-        go_on: impl FnOnce(Self) -> Reply + Send + 'static,
-    ) -> Reply {
-        if actions.iter().all(|action| matches!(self.route.gate(*action), Gate::Open)) {
-            return go_on(self);
-        }
-        let (registry, http1) = (self.registry.clone(), self.http1);
-        Reply::Later(Box::pin(async move {
-            match self.ask(actions, parts).await {
-                Ok(target) => go_on(target),
-                Err(problem) => problem.reply(&registry, http1),
-            }
-        }))
+    /// Whether anyone may.
+    pub(super) fn is_open(&self, actions: &[Action]) -> bool {
+        actions.iter().all(|action| matches!(self.route.gate(*action), Gate::Open))
     }
 
     /// Asks whoever decides, about each action. All have to be granted, and on one channel.
@@ -56,13 +42,5 @@ impl Target {
         }
         self.name = granted.unwrap_or(self.name);
         Ok(self)
-    }
-
-    pub(super) fn refuse(&self, problem: impl Into<Problem>) -> Reply {
-        problem.into().reply(&self.registry, self.http1)
-    }
-
-    pub(super) fn reply(&self, answer: Answer) -> Reply {
-        Reply::now(&self.registry, self.http1, answer)
     }
 }
