@@ -7,14 +7,19 @@ use std::{borrow::Cow, fmt};
 /// Decodes a path. What two readers could understand differently is refused rather than mended.
 pub(crate) fn decode(path: &str) -> Result<Cow<'_, str>, NameError> {
     if path != "/" {
+        // As most paths are.
+        let plain = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~');
         for segment in path.strip_prefix('/').unwrap_or(path).split('/') {
+            if !segment.is_empty() && segment.as_bytes().iter().all(plain) {
+                continue;
+            }
             let segment = decode_segment(segment)?;
             if matches!(&*segment, "" | "." | "..") {
                 return Err(NameError::Segment);
             }
         }
     }
-    decode_utf8(path)
+    if path.contains('%') { decode_utf8(path) } else { Ok(Cow::Borrowed(path)) }
 }
 
 /// Decodes a segment, or several: what a parameter of a pattern has matched.

@@ -42,6 +42,20 @@ impl Offset {
         Self { position, fingerprint }
     }
 
+    /// The text, all of it ASCII. Every answer carries one or more of these.
+    pub(crate) fn text(self) -> [u8; Self::LEN] {
+        let mut text = [b'_'; Self::LEN];
+        let mut position = self.position;
+        for digit in text[..16].iter_mut().rev() {
+            *digit = b'0' + (position % 10) as u8;
+            position /= 10;
+        }
+        for (nth, digit) in text[17..].iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(self.fingerprint >> (60 - 4 * nth)) as usize & 15];
+        }
+        text
+    }
+
     pub(crate) const fn position(self) -> u64 {
         self.position
     }
@@ -74,7 +88,7 @@ impl FromStr for Offset {
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016}_{:016x}", self.position, self.fingerprint)
+        f.pad(std::str::from_utf8(&self.text()).expect("an offset's text is ASCII"))
     }
 }
 
@@ -132,6 +146,7 @@ mod tests {
         ) {
             let (a, b) = (Offset::new(a.0, a.1), Offset::new(b.0, b.1));
             prop_assert_eq!(a.to_string().parse(), Ok(a));
+            prop_assert_eq!(a.to_string(), format!("{:016}_{:016x}", a.position, a.fingerprint));
             prop_assert_eq!(a.to_string().cmp(&b.to_string()), a.cmp(&b));
         }
 

@@ -30,7 +30,7 @@ pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("prefe
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 
 pub(super) fn offset(offset: Offset) -> HeaderValue {
-    ascii(offset)
+    HeaderValue::from_bytes(&offset.text()).expect("an offset's text is ASCII")
 }
 
 /// A value of ours, of digits, letters and punctuation.
@@ -49,6 +49,8 @@ pub(super) fn content_type(text: &str) -> HeaderValue {
 /// What every answer carries: it is somebody's text on the application's origin, not to be sniffed, not to
 /// be embedded elsewhere, and, as no cache knows when a channel goes on, not to be stored.
 pub(super) fn safe(headers: &mut HeaderMap) {
+    // What follows is nine more at most: the map is made once, and not grown.
+    headers.reserve(12);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));

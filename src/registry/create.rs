@@ -65,22 +65,22 @@ impl Registry {
         }
         let inherited = source.as_ref().map(|source| source.lifetime);
         let lifetime = creation.lifetime.or(inherited).unwrap_or_default();
-        let created = self.change(name, |entry, state| {
-            if let Some(kept) = self.living(state, self.now()) {
+        let created = self.change(name, |entry, state, now| {
+            if let Some(kept) = self.living(state, now) {
                 return kept.compare(creation).map(|found| (found, Woken::nobody()));
             }
-            let kept = self.make(entry, state, |origin| match &source {
-                Some(source) => Log::forked(source.branch.clone(), origin, self.now()),
-                None => Log::new(content_type.clone(), origin, self.now()),
+            let kept = self.make(entry, state, now, |origin| match &source {
+                Some(source) => Log::forked(source.branch.clone(), origin, now),
+                None => Log::new(content_type.clone(), origin, now),
             })?;
             kept.explicit = true;
             kept.lifetime = lifetime;
             kept.until = self.end_of(lifetime);
             if let Some(content) = &content {
-                self.add(kept, content)?;
+                self.add(kept, content, now)?;
             }
             if creation.closed {
-                kept.log.close(self.now());
+                kept.log.close(now);
             }
             if let (Some(fork), Some(source)) = (&creation.fork, &source) {
                 source.parent.keep();
@@ -108,6 +108,7 @@ impl Registry {
         &self,
         entry: &Arc<Entry>,
         state: &'a mut State,
+        now: u64,
         log: impl FnOnce(Offset) -> Log,
     ) -> Result<&'a mut Kept, Error> {
         self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
@@ -121,7 +122,7 @@ impl Registry {
             explicit: false,
             lifetime: Lifetime::Unbounded,
             until: None,
-            touched: self.now(),
+            touched: now,
             due: None,
             forks: 0,
             buried: false,

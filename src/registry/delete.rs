@@ -18,8 +18,8 @@ impl Registry {
     /// While it has forks its name stays taken; they have what they inherited.
     pub(crate) fn delete(&self, name: &str) -> Result<Offset, Error> {
         self.check_name(name)?;
-        let deleted = self.change(name, |_, state| {
-            let kept = self.living(state, self.now()).ok_or(Error::Unknown)?;
+        let deleted = self.change(name, |_, state, now| {
+            let kept = self.living(state, now).ok_or(Error::Unknown)?;
             if kept.buried {
                 return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
             }

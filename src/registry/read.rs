@@ -12,9 +12,10 @@ impl Registry {
     /// What a channel holds from `start`, at most `limit` bytes of messages, cut between appends.
     /// A channel that nobody has made holds nothing, and is not made by looking.
     pub(crate) fn read(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Gone> {
-        self.step(self.now());
+        let now = self.now();
+        self.step(now);
         match self.map.find(name) {
-            Some(entry) => self.look(&entry, &mut entry.lock(), start, limit),
+            Some(entry) => self.look(&entry, &mut entry.lock(), start, limit, now),
             None => self.look_at_nothing(name, start),
         }
     }
@@ -59,8 +60,8 @@ impl Registry {
         state: &mut State,
         start: Start,
         limit: usize,
+        now: u64,
     ) -> Result<Reading, Gone> {
-        let now = self.now();
         let Some(kept) = self.living(state, now) else {
             return self.look_at_nothing(entry.name(), start);
         };

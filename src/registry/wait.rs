@@ -84,6 +84,7 @@ impl Wait {
     pub(crate) fn poll(&mut self, cx: &Context<'_>, expired: bool, limit: usize) -> Poll<Ended> {
         // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
         let _replaced;
+        let now = self.registry.now();
         loop {
             let mut state = self.entry.lock();
             if state.vacated {
@@ -96,7 +97,7 @@ impl Wait {
                 self.entry = self.registry.map.enter(self.entry.name());
                 continue;
             }
-            let reading = match self.registry.look(&self.entry, &mut state, self.start(), limit) {
+            let reading = match self.registry.look(&self.entry, &mut state, self.start(), limit, now) {
                 Ok(reading) if reading.is_empty() && !reading.closed => reading,
                 Ok(reading) => return Poll::Ready(Ended::Read(reading)),
                 Err(gone) => return Poll::Ready(self.ended_by(gone)),

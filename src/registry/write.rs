@@ -48,9 +48,9 @@ impl Registry {
         if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
-        self.change(name, |entry, state| {
-            let kept = self.log(entry, state, append.create)?;
-            let appended = self.append_to(kept, append)?;
+        self.change(name, |entry, state, now| {
+            let kept = self.log(entry, state, append.create, now)?;
+            let appended = self.append_to(kept, append, now)?;
             if appended.duplicate {
                 return Ok((appended, Woken::nobody()));
             }
@@ -61,8 +61,8 @@ impl Registry {
 
     /// In the order of the protocol: closed, type, producer, sequence (Durable Streams, section 5.2). What is
     /// refused changes nothing.
-    fn append_to(&self, kept: &mut Kept, append: &Append<'_>) -> Result<Appended, Error> {
-        kept.touched = self.now();
+    fn append_to(&self, kept: &mut Kept, append: &Append<'_>, now: u64) -> Result<Appended, Error> {
+        kept.touched = now;
         if kept.log.is_closed() {
             return repeated(&kept.log, append);
         }
@@ -82,7 +82,7 @@ impl Registry {
             writers.check_seq(seq)?;
         }
         if let Some(batch) = append.batch {
-            self.add(kept, batch)?;
+            self.add(kept, batch, now)?;
         }
         if let Some(seq) = append.seq {
             kept.log.writers_mut().note_seq(seq);
@@ -93,7 +93,7 @@ impl Registry {
             self.usage.adjust_history(before, kept.log.cost());
         }
         if append.close {
-            kept.log.close(kept.touched);
+            kept.log.close(now);
             if append.stamp.is_some() {
                 kept.log.writers_mut().note_close(append.stamp);
             }
@@ -103,8 +103,7 @@ impl Registry {
     }
 
     /// Adds a batch to a log, within the limit on all history.
-    pub(super) fn add(&self, kept: &mut Kept, batch: &Batch) -> Result<(), Error> {
-        let now = self.now();
+    pub(super) fn add(&self, kept: &mut Kept, batch: &Batch, now: u64) -> Result<(), Error> {
         self.expire(kept, now);
         let weight = kept.log.weigh(batch, &self.retention);
         self.usage.admit_history(&self.limits, weight.adds, weight.frees).map_err(Error::Full)?;
@@ -113,16 +112,17 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a change under the channel's lock, and wakes who is to be woken when it is released.
+    /// Makes a change under the channel's lock, told what time it is, and wakes who is to be woken when it is released.
     pub(super) fn change<T>(
         &self,
         name: &str,
-        change: impl Fn(&Arc<Entry>, &mut State) -> Result<(T, Woken), Error>,
+        change: impl Fn(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
     ) -> Result<T, Error> {
+        let now = self.now();
         let attempt = || {
             self.edit(name, |entry, state| {
                 let fresh = state.log.is_none();
-                let changed = change(entry, state);
+                let changed = change(entry, state, now);
                 if changed.is_err() && fresh {
                     // Made for what then could not be done.
                     self.forget(state);
@@ -130,11 +130,11 @@ impl Registry {
                 changed
             })
         };
-        self.step(self.now());
+        self.step(now);
         let mut changed = attempt();
         if matches!(changed, Err(Error::Full(_))) {
             // There is room after all if something has aged out that nobody has looked after yet.
-            self.sweep(self.now());
+            self.sweep(now);
             changed = attempt();
         }
         let (done, woken) = changed?;
@@ -148,10 +148,11 @@ impl Registry {
         entry: &Arc<Entry>,
         state: &'a mut State,
         create: Option<&Arc<str>>,
+        now: u64,
     ) -> Result<&'a mut Kept, Error> {
-        if self.living(state, self.now()).is_none() {
+        if self.living(state, now).is_none() {
             let content_type = create.ok_or(Error::Unknown)?;
-            self.make(entry, state, |origin| Log::new(content_type.clone(), origin, self.now()))?;
+            self.make(entry, state, now, |origin| Log::new(content_type.clone(), origin, now))?;
         }
         let kept = state.log.as_deref_mut().expect("made just now if not before");
         if kept.buried { Err(Error::Gone(kept.log.gone(Reason::Deleted))) } else { Ok(kept) }
