@@ -28,7 +28,7 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, pin::pin, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::{
@@ -64,14 +64,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = if flags.http2 { server } else { server.http1_only() };
 
     let graceful = GracefulShutdown::new();
-    let mut terminate = signal(SignalKind::terminate())?;
+    let (mut interrupted, mut terminated) = (pin!(ctrl_c()), signal(SignalKind::terminate())?);
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted?.0,
-            _ = ctrl_c() => break,
-            _ = terminate.recv() => break,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut interrupted => break,
+            _ = terminated.recv() => break,
         };
-        stream.set_nodelay(true)?;
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely: some will come back.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(app.clone());
         let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service).into_owned());
         tokio::spawn(connection);

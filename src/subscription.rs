@@ -67,7 +67,7 @@ impl Subscription {
     /// [`Error::Gone`] if messages that come next are not kept any more, or the channel was deleted. It is told once; after it
     /// the subscription goes on at the earliest message that is kept.
     /// [`Error::ShutDown`] after [`Comet::close`](crate::Comet::close), when it would have to wait.
-    /// [`Error::Full`] if too many wait already. [`Error::Name`] if no channel can have the name.
+    /// [`Error::Name`] if no channel can have the name. The limits on waits are for requests, not for this.
     ///
     /// # Cancel safety
     ///
@@ -104,7 +104,11 @@ impl Subscription {
             return Ok(reading);
         }
         let existed = reading.content_type.is_some();
+        if self.registry.is_closing() {
+            return Err(Error::ShutDown);
+        }
         let mut wait = Wait::new(self.registry.clone(), &self.name, reading.next, existed);
+        wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
         let mut end = pin!(reading.until.map(|until| sleep_until(self.registry.moment(until))));
         let waited = poll_fn(|cx| {

@@ -93,6 +93,10 @@ impl Usage {
         Ok(())
     }
 
+    pub(super) fn count_wait(&self) {
+        self.waits.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+
     /// Gives a wait's place back, and says whether it was the last.
     pub(super) fn leave_wait(&self) -> bool {
         self.waits.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1
