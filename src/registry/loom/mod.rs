@@ -1,0 +1,136 @@
+//! The races of the registry, in every order that their threads can take: `RUSTFLAGS="--cfg comet_loom"`.
+//!
+//! A model returns what came of one execution in a word, and [`outcomes`] collects the words of all of them. A test names
+//! exactly what may come of a race: a word too many is a fault of the registry, a word too few a race that
+//! never happened. Nothing blocks in here: a task that is not woken is found [`ASLEEP`] when all threads are done.
+//!
+//! Each model can also be run with one step done wrong. That must lose something, or the model could not see a loss.
+
+mod append;
+mod closing;
+mod drained;
+mod leaving;
+mod list;
+
+use ::loom::model::Builder;
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use super::{Append, Ended, Limits, Registry, Wait};
+use crate::{
+    engine::{Batch, Offset, Retention, Start},
+    sync::Mutex,
+};
+
+const NAME: &str = "/events/news";
+
+/// As much as there is.
+const ALL: usize = usize::MAX;
+
+/// Parked, and nobody will wake it.
+const ASLEEP: &str = "asleep";
+
+/// What came of a model, over all orders of its threads.
+fn outcomes(model: impl Fn() -> &'static str + Send + Sync + 'static) -> Vec<&'static str> {
+    let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
+    Builder::new().check({
+        let seen = seen.clone();
+        move || {
+            let outcome = model();
+            seen.lock().unwrap().insert(outcome);
+        }
+    });
+    let seen = seen.lock().unwrap();
+    seen.iter().copied().collect()
+}
+
+/// A task with the part of an executor that matters: it is polled again when it was woken.
+struct Task<F> {
+    poll: F,
+    polls: usize,
+    bell: Arc<Bell>,
+}
+
+struct Bell {
+    // Not an atomic: loom lets a swap and a store that race end in either order, and a ring would be lost in here.
+    rung: Mutex<bool>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        *self.rung.lock() = true;
+    }
+}
+
+impl<T, F: FnMut(&mut Context<'_>) -> Poll<T>> Task<F> {
+    fn new(poll: F) -> Self {
+        Self { poll, polls: 0, bell: Arc::new(Bell { rung: Mutex::new(false) }) }
+    }
+
+    /// Polls until it is ready or asleep.
+    fn run(&mut self) -> Poll<T> {
+        let waker = self.waker();
+        loop {
+            self.polls += 1;
+            if let Poll::Ready(done) = (self.poll)(&mut Context::from_waker(&waker)) {
+                return Poll::Ready(done);
+            }
+            if !self.was_woken() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Goes on if it was woken since.
+    fn resume(&mut self, before: Poll<T>) -> Poll<T> {
+        match before {
+            Poll::Pending if self.was_woken() => self.run(),
+            settled => settled,
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        self.bell.clone().into()
+    }
+
+    fn was_woken(&self) -> bool {
+        mem::take(&mut self.bell.rung.lock())
+    }
+}
+
+fn registry() -> Arc<Registry> {
+    Arc::new(Registry::new(Limits::default(), Retention::unbounded()))
+}
+
+/// With a message in the channel already.
+fn registry_with_history() -> Arc<Registry> {
+    let registry = registry();
+    publish(&registry);
+    registry
+}
+
+fn publish(registry: &Registry) -> Offset {
+    let batch = Batch::value("news").unwrap();
+    let append = Append { batch: Some(&batch), create: Some(registry.json()), ..Append::default() };
+    registry.append(NAME, &append).unwrap().tail
+}
+
+/// A wait for what comes next.
+fn wait(registry: &Arc<Registry>) -> Wait {
+    let reading = registry.read(NAME, Start::Tail, ALL).unwrap();
+    Wait::new(registry.clone(), NAME, reading.next, reading.content_type.is_some())
+}
+
+/// The same, as a task.
+fn waiting(registry: &Arc<Registry>) -> Task<impl FnMut(&mut Context<'_>) -> Poll<Ended> + Send + use<>> {
+    let mut wait = wait(registry);
+    Task::new(move |cx| wait.poll(cx, false, ALL))
+}
+
+fn messages_after(registry: &Registry, offset: Offset) -> usize {
+    registry.read(NAME, Start::After(offset), ALL).unwrap().messages
+}
