@@ -12,7 +12,7 @@ pub(crate) enum Start {
     Earliest,
     /// At the tail: `now`.
     Tail,
-    /// Before anything that was ever appended: a wait that began when nobody had made the channel.
+    /// Before anything that was ever appended.
     Origin,
     /// Just after what the offset names.
     After(Offset),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{
     Lifetime, Registry,
     entry::{Entry, Kept, Origin, Parent, State},
+    origin::Bucket,
     waiters::Woken,
 };
 use crate::{
@@ -112,13 +113,15 @@ impl Registry {
         log: impl FnOnce(Offset) -> Log,
     ) -> Result<&'a mut Kept, Error> {
         self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
-        let log = log(self.origins.of(self.map.hash(entry.name())));
+        let bucket = Bucket::of(self.map.hash(entry.name()));
+        let log = log(self.origins.of(bucket));
         if let Err(limit) = self.usage.admit_history(&self.limits, log.cost(), 0) {
             self.usage.leave_channel();
             return Err(Error::Full(limit));
         }
         let kept = state.log.insert(Box::new(Kept {
             log,
+            bucket,
             explicit: false,
             lifetime: Lifetime::Unbounded,
             until: None,

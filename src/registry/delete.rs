@@ -49,6 +49,10 @@ impl Registry {
         self.unqueue(&mut kept);
         self.usage.leave_history(kept.log.cost());
         self.usage.leave_channel();
+        if kept.log.tail().position() > 0 || kept.log.is_closed() {
+            // Whoever has been away since before all that is to be told.
+            self.origins.forget(kept.bucket);
+        }
         if let Some(origin) = &kept.origin {
             self.orphans.push(origin.parent.clone());
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Fork, Lifetime, waiters::Waiters};
+use super::{Fork, Lifetime, origin::Bucket, waiters::Waiters};
 use crate::{
     engine::Log,
     sync::{Mutex, MutexGuard},
@@ -25,6 +25,7 @@ pub(super) struct State {
 /// A log, and how long it is kept.
 pub(super) struct Kept {
     pub(super) log: Log,
+    pub(super) bucket: Bucket,
     /// Created by name rather than by an append: it stays until it is deleted.
     pub(super) explicit: bool,
     pub(super) lifetime: Lifetime,

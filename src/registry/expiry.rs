@@ -104,9 +104,6 @@ impl Registry {
             return;
         }
         self.bury(&mut state);
-        if forgotten {
-            self.origins.forget(self.map.hash(entry.name()));
-        }
         let woken = state.waiters.take();
         let vacant = state.is_vacant();
         drop(state);

@@ -7,14 +7,14 @@ use std::sync::{
 
 use crate::engine::Offset;
 
-const BUCKETS: usize = 4096;
+const BUCKETS: u16 = 4096;
 
 /// "Before anything", for each name: all zeros, until a channel of that name has been forgotten.
 ///
 /// Nothing is stored for a channel that nobody has made, so a client that waits on one gets an offset
-/// that fits whatever comes first. But if something came, aged out and was forgotten while the
+/// that fits whatever comes first. But if something came, and was forgotten or deleted while the
 /// client was away, that offset must not fit any more, or the client would never learn that it missed
-/// something. So each forgotten channel advances a count, and the count is in the fingerprint.
+/// something. So each such channel advances a count, and the count is in the fingerprint.
 /// Names share counts: a collision tells a client to start over that need not have, and is harmless.
 pub(super) struct Origins {
     /// 16 KiB, made when the first channel is forgotten.
@@ -27,22 +27,31 @@ impl Origins {
         Self { forgotten: OnceLock::new(), seed: fastrand::u64(..) }
     }
 
-    pub(super) fn of(&self, hash: u64) -> Offset {
-        let bucket = bucket(hash);
-        match self.forgotten.get().map_or(0, |counts| counts[bucket].load(Relaxed)) {
+    pub(super) fn of(&self, bucket: Bucket) -> Offset {
+        match self.forgotten.get().map_or(0, |counts| counts[bucket.index()].load(Relaxed)) {
             0 => Offset::ZERO,
-            count => Offset::new(0, mix(self.seed ^ mix((bucket as u64) << 32 | u64::from(count)))),
+            count => Offset::new(0, mix(self.seed ^ mix(u64::from(bucket.0) << 32 | u64::from(count)))),
         }
     }
 
-    pub(super) fn forget(&self, hash: u64) {
+    pub(super) fn forget(&self, bucket: Bucket) {
         let counts = self.forgotten.get_or_init(|| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect());
-        counts[bucket(hash)].fetch_add(1, Relaxed);
+        counts[bucket.index()].fetch_add(1, Relaxed);
     }
 }
 
-fn bucket(hash: u64) -> usize {
-    (hash >> 20) as usize % BUCKETS
+/// Which count a name has a share in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket(u16);
+
+impl Bucket {
+    pub(super) fn of(hash: u64) -> Self {
+        Self((hash >> 20) as u16 % BUCKETS)
+    }
+
+    fn index(self) -> usize {
+        self.0.into()
+    }
 }
 
 /// The finaliser of SplitMix64: every bit of the input moves every bit of the output.
@@ -58,14 +67,14 @@ mod tests {
 
     #[test]
     fn a_forgotten_name_begins_elsewhere_each_time() {
-        let origins = Origins::new();
-        assert_eq!(origins.of(7), Offset::ZERO);
-        origins.forget(7);
-        let second = origins.of(7);
-        origins.forget(7);
-        let third = origins.of(7);
+        let (origins, name) = (Origins::new(), Bucket::of(7 << 20));
+        assert_eq!(origins.of(name), Offset::ZERO);
+        origins.forget(name);
+        let second = origins.of(name);
+        origins.forget(name);
+        let third = origins.of(name);
         assert!(second != Offset::ZERO && third != Offset::ZERO && second != third);
         assert_eq!(second.position(), 0);
-        assert_eq!(origins.of(7 + (1 << 20)), Offset::ZERO, "another bucket is untouched");
+        assert_eq!(origins.of(Bucket::of(8 << 20)), Offset::ZERO, "another bucket is untouched");
     }
 }

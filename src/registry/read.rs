@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Lifetime, Registry,
     entry::{Entry, State},
+    origin::Bucket,
 };
 use crate::engine::{Gone, Offset, Reading, Reason, Start};
 
@@ -50,7 +51,7 @@ impl Registry {
 
     /// What stands for the tail of a channel that nobody has made.
     pub(crate) fn origin(&self, name: &str) -> Offset {
-        self.origins.of(self.map.hash(name))
+        self.origins.of(Bucket::of(self.map.hash(name)))
     }
 
     /// [`read`](Self::read), for who holds the channel's lock.

@@ -103,7 +103,7 @@ impl Wait {
                 self.entry = self.registry.map.enter(self.entry.name());
                 continue;
             }
-            let reading = match self.registry.look(&self.entry, &mut state, self.start(), limit, now) {
+            let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
                 Ok(reading) if reading.is_empty() && !reading.closed => reading,
                 Ok(reading) => return Poll::Ready(Ended::Read(reading)),
                 Err(gone) => return Poll::Ready(self.ended_by(gone)),
@@ -127,10 +127,6 @@ impl Wait {
             }
             return Poll::Pending;
         }
-    }
-
-    fn start(&self) -> Start {
-        if self.existed { Start::After(self.after) } else { Start::Origin }
     }
 
     /// A log that was there when the wait began and is not any more was deleted.

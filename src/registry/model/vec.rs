@@ -105,8 +105,7 @@ impl Channel {
         log.due = None;
         log.queue();
         if !log.explicit && log.forgotten_at() <= now {
-            self.log = None;
-            self.forgotten += 1;
+            self.delete();
         }
     }
 
@@ -142,7 +141,9 @@ impl Channel {
     }
 
     pub(super) fn delete(&mut self) -> bool {
-        self.log.take().is_some()
+        let Some(log) = self.log.take() else { return false };
+        self.forgotten += usize::from(!log.appends.is_empty() || log.closed);
+        true
     }
 
     /// A reader comes by.
@@ -170,14 +171,12 @@ impl Channel {
         if first < log.floor { Err(Reason::Trimmed) } else { Ok(log.after(first, limit)) }
     }
 
-    /// What a wait that began at a place comes to now. One that began before there was a channel takes any first message.
+    /// What a wait that began at a place comes to now.
     pub(super) fn wait(&self, place: Place, over: bool) -> Awaited {
         let found = match (&self.log, place) {
             (None, Place::After { .. }) => return Awaited::Deleted,
             (Some(log), Place::After { log: number, .. }) if number != log.number => return Awaited::Deleted,
-            (Some(log), Place::Origin(_)) => self.read(log.place(0), usize::MAX),
-            (None, Place::Origin(_)) => self.read(self.tail(), usize::MAX),
-            (Some(_), place) => self.read(place, usize::MAX),
+            (_, place) => self.read(place, usize::MAX),
         };
         match found {
             Err(reason) => Awaited::Gone(reason),
