@@ -13,6 +13,7 @@ use super::{
 use crate::{
     Error,
     engine::{Offset, Reading},
+    registry::Creation,
     sync::AtomicU8,
 };
 
