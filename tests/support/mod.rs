@@ -19,9 +19,11 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinHandle,
+    time::timeout,
 };
 use tower::{Service, ServiceExt};
 use tower_comet::{CometLayer, Offset, Outcome};
@@ -129,6 +131,28 @@ pub async fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// Sends bytes of our own on a connection, where a client's library would not.
+pub async fn write(stream: &mut TcpStream, bytes: impl AsRef<[u8]>) {
+    stream.write_all(bytes.as_ref()).await.expect("the server reads");
+}
+
+/// Reads from a connection up to the end of what is looked for, and gives out all of it.
+///
+/// Byte by byte, so that nothing of what follows is taken away.
+pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(end.as_bytes()) {
+        let byte = soon(stream.read_u8()).await;
+        read.push(byte.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&read))));
+    }
+    String::from_utf8(read).expect("UTF-8")
+}
+
+/// Longer than anything may take that is bound to happen.
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(Duration::from_secs(20), future).await.expect("soon")
+}
+
 /// A server on a free port of the loopback, with hyper-util's automatic choice of HTTP/1.1 and HTTP/2.
 #[derive(Debug)]
 pub struct Server {
@@ -150,7 +174,7 @@ impl Server {
         let (stop, mut stopped) = oneshot::channel();
         let done = tokio::spawn(async move {
             let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http2().max_concurrent_streams(10_000);
+            builder.http2().max_concurrent_streams(10_000).enable_connect_protocol();
             let graceful = GracefulShutdown::new();
             loop {
                 let stream = tokio::select! {
