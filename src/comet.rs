@@ -167,14 +167,15 @@ impl Comet {
         let registry = self.registry.clone();
         async move {
             registry.drain();
-            let mut steps = duration.as_millis() / STEP.as_millis();
+            let waiting = registry.usage().waits() as u128;
+            let steps = duration.as_millis() / STEP.as_millis();
             let mut step = tokio::time::interval(STEP);
             step.tick().await;
-            while steps > 0 {
-                let waiting = registry.usage().waits();
-                registry.release(waiting.div_ceil(usize::try_from(steps).unwrap_or(usize::MAX)));
+            for left in (0..steps).rev() {
+                // A line from all to none: who leaves by another way is one less to release.
+                let stay = usize::try_from(waiting * left / steps).unwrap_or(usize::MAX);
+                registry.release(registry.usage().waits().saturating_sub(stay));
                 step.tick().await;
-                steps -= 1;
             }
             registry.close();
         }
