@@ -131,6 +131,18 @@ pub async fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
+/// Lets this process have as many connections as it may: for tests with a thousand of them.
+pub fn many_connections() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        // macOS has no more than this, whatever it says.
+        let current = Some(maximum.unwrap_or(10_240).min(10_240));
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("up to the maximum is allowed");
+    }
+}
+
 /// Sends bytes of our own on a connection, where a client's library would not.
 pub async fn write(stream: &mut TcpStream, bytes: impl AsRef<[u8]>) {
     stream.write_all(bytes.as_ref()).await.expect("the server reads");
