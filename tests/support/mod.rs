@@ -153,11 +153,19 @@ pub async fn write(stream: &mut TcpStream, bytes: impl AsRef<[u8]>) {
 /// Byte by byte, so that nothing of what follows is taken away.
 pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut read = Vec::new();
-    while !read.ends_with(end.as_bytes()) {
-        let byte = soon(stream.read_u8()).await;
-        read.push(byte.unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&read))));
-    }
-    String::from_utf8(read).expect("UTF-8")
+    let reading = async {
+        while !read.ends_with(end.as_bytes()) {
+            match stream.read_u8().await {
+                Ok(byte) => read.push(byte),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
+    };
+    let found = timeout(Duration::from_secs(20), reading).await.unwrap_or(Err("nothing more".to_owned()));
+    let read = String::from_utf8(read).expect("UTF-8");
+    assert_eq!(found, Ok(()), "looking for {end:?} in {read:?}");
+    read
 }
 
 /// Longer than anything may take that is bound to happen.
