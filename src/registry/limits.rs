@@ -1,6 +1,9 @@
 //! What may grow, and how far.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize as Counter, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize as Counter,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 
 use crate::{Limit, sync::AtomicUsize};
 
@@ -61,7 +64,7 @@ impl Usage {
 
     pub(crate) fn waits(&self) -> usize {
         // Pairs with the release of a wait: who sees none left sees what they left behind.
-        self.waits.load(std::sync::atomic::Ordering::Acquire)
+        self.waits.load(Acquire)
     }
 
     pub(crate) fn channels(&self) -> usize {
@@ -85,21 +88,19 @@ impl Usage {
     }
 
     pub(super) fn admit_wait(&self, limits: &Limits) -> Result<(), Limit> {
-        // One at a time over the limit and back: simpler than a loop, and off by a moment only.
-        if self.waits.fetch_add(1, std::sync::atomic::Ordering::AcqRel) >= limits.waits {
-            self.waits.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
-            return Err(Limit::Waits);
-        }
-        Ok(())
+        // Never over the limit and back: the last to leave would take the one that is refused for one that waits, and
+        // tell nobody that it was the last.
+        let admit = |waits| (waits < limits.waits).then_some(waits + 1);
+        self.waits.fetch_update(AcqRel, Acquire, admit).map(drop).map_err(|_| Limit::Waits)
     }
 
     pub(super) fn count_wait(&self) {
-        self.waits.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.waits.fetch_add(1, AcqRel);
     }
 
     /// Gives a wait's place back, and says whether it was the last.
     pub(super) fn leave_wait(&self) -> bool {
-        self.waits.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1
+        self.waits.fetch_sub(1, AcqRel) == 1
     }
 
     pub(super) fn admit_channel(&self, limits: &Limits) -> Result<(), Limit> {

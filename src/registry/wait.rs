@@ -109,7 +109,14 @@ impl Wait {
                 Err(gone) => return Poll::Ready(self.ended_by(gone)),
             };
             let standing = self.key.map(|key| state.waiters.standing(key));
-            if standing == Some(Standing::Released) || (self.admitted && self.registry.is_closed()) {
+            let released = match standing {
+                Some(Standing::Released) => true,
+                // By a creation, say, and nothing came of it. Perhaps this one had been told to leave before that: its slot is
+                // gone, and it must not park again.
+                Some(Standing::Woken) => self.registry.is_closing(),
+                Some(Standing::Parked) | None => self.admitted && self.registry.is_closed(),
+            };
+            if released {
                 return Poll::Ready(Ended::Released(reading));
             }
             if expired {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error,
     engine::{Offset, Reading},
-    registry::Creation,
+    registry::{Creation, waiters::Standing},
     sync::AtomicU8,
 };
 
@@ -124,53 +124,89 @@ fn a_release_as_an_append_lands_skips_nothing() {
     assert_eq!(broken, [&SOUND[..], &["skipped"]].concat());
 }
 
-fn a_release_meets_a_poll(release: fn(&Registry)) -> &'static str {
+/// What a wait does that was polled, as far as a release needs it.
+type Waiting = Task<Box<dyn FnMut(&mut Context<'_>) -> Poll<&'static str> + Send>>;
+
+/// The registry's own.
+fn a_wait(registry: &Arc<Registry>) -> Waiting {
+    let mut wait = wait(registry);
+    Task::new(Box::new(move |cx| {
+        wait.poll(cx, false, ALL).map(|ended| match ended {
+            Ended::Released(_) => "released",
+            _ => "ended otherwise",
+        })
+    }))
+}
+
+/// Takes a wake-up for nothing but that.
+fn a_wait_that_parks_again(registry: &Arc<Registry>) -> Waiting {
+    let (entry, mut key) = (registry.map.enter(NAME), None);
+    Task::new(Box::new(move |cx| {
+        let mut state = entry.lock();
+        match key.map(|key| state.waiters.standing(key)) {
+            Some(Standing::Released) => return Poll::Ready("released"),
+            Some(Standing::Parked) => {}
+            Some(Standing::Woken) | None => key = Some(state.waiters.park(cx.waker().clone())),
+        }
+        Poll::Pending
+    }))
+}
+
+fn a_release_meets_a_poll(wait: fn(&Arc<Registry>) -> Waiting, release: fn(&Registry)) -> &'static str {
     let registry = registry();
-    let mut task = waiting(&registry);
+    let mut task = wait(&registry);
     assert!(task.run().is_pending());
     registry.drain();
     let waiter = thread::spawn(move || (task.run(), task));
     release(&registry);
     let (ended, mut task) = waiter.join().unwrap();
     match task.resume(ended) {
-        Poll::Ready(Ended::Released(_)) => "released",
-        Poll::Ready(_) => "ended otherwise",
+        Poll::Ready(ended) => ended,
         Poll::Pending => ASLEEP,
     }
 }
 
 #[test]
 fn who_is_released_does_not_park_again() {
-    assert_eq!(outcomes(|| a_release_meets_a_poll(|registry| assert_eq!(registry.release(1), 1))), ["released"]);
-    assert_eq!(outcomes(|| a_release_meets_a_poll(wake_everybody)), [ASLEEP], "woken only");
+    fn release(registry: &Registry) {
+        assert_eq!(registry.release(1), 1);
+    }
+    for wait in [a_wait, a_wait_that_parks_again] {
+        assert_eq!(outcomes(move || a_release_meets_a_poll(wait, release)), ["released"]);
+    }
+    let broken = outcomes(|| a_release_meets_a_poll(a_wait_that_parks_again, wake_everybody));
+    assert_eq!(broken, [ASLEEP], "woken, not marked");
 }
 
 /// Creating wakes everybody too, without a message.
-#[test]
-fn a_creation_does_not_undo_a_release() {
-    let seen = outcomes(|| {
-        let registry = registry();
-        let mut task = waiting(&registry);
-        let parked = task.run();
-        registry.drain();
-        let creator = thread::spawn({
-            let registry = registry.clone();
-            move || {
-                let content_type = Some(registry.json().clone());
-                registry.create(NAME, &Creation { content_type, ..Creation::default() }).map(drop).unwrap();
-            }
-        });
-        let released = registry.release(1);
-        creator.join().unwrap();
-        match task.resume(parked) {
-            Poll::Ready(Ended::Released(_)) => "released",
-            Poll::Ready(_) => "ended otherwise",
-            // It was between two polls, and nobody was parked.
-            Poll::Pending if released == 0 => "not met",
-            Poll::Pending => ASLEEP,
+fn a_release_meets_a_creation(wait: fn(&Arc<Registry>) -> Waiting) -> &'static str {
+    let registry = registry();
+    let mut task = wait(&registry);
+    let parked = task.run();
+    registry.drain();
+    let creator = thread::spawn({
+        let registry = registry.clone();
+        move || {
+            let content_type = Some(registry.json().clone());
+            registry.create(NAME, &Creation { content_type, ..Creation::default() }).map(drop).unwrap();
         }
     });
-    assert_eq!(seen, ["not met", "released"]);
+    let released = registry.release(1);
+    creator.join().unwrap();
+    match task.resume(parked) {
+        Poll::Ready(ended) if released == 1 => ended,
+        Poll::Ready("released") => "released when it was woken",
+        Poll::Ready(ended) => ended,
+        Poll::Pending => ASLEEP,
+    }
+}
+
+#[test]
+fn a_creation_does_not_undo_a_release() {
+    let sound = outcomes(|| a_release_meets_a_creation(a_wait));
+    assert_eq!(sound, ["released", "released when it was woken"]);
+    let broken = outcomes(|| a_release_meets_a_creation(a_wait_that_parks_again));
+    assert_eq!(broken, [ASLEEP]);
 }
 
 #[test]

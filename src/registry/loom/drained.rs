@@ -82,13 +82,17 @@ fn a_refused_wait_keeps_nobody_from_being_told() {
     assert_eq!(seen, ["let in", "refused"]);
 }
 
-/// A place with one inside, whose last to leave wakes who waits for that.
+/// A place with one inside and room for no more, whose last to leave wakes who waits for that.
 struct Room {
     inside: AtomicUsize,
     watchers: Mutex<Waiters>,
 }
 
 impl Room {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { inside: AtomicUsize::new(1), watchers: Mutex::new(Waiters::default()) })
+    }
+
     fn leave(&self) {
         if self.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
             let woken = self.watchers.lock().take();
@@ -112,10 +116,26 @@ impl Room {
         self.watchers.lock().park(cx.waker().clone());
         Poll::Pending
     }
+
+    /// Comes in, and leaves again; or is refused.
+    fn looks_before_it_counts(&self) {
+        let admit = |inside| (inside < 1).then_some(inside + 1);
+        if self.inside.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok() {
+            self.leave();
+        }
+    }
+
+    fn counts_and_takes_it_back(&self) {
+        if self.inside.fetch_add(1, Ordering::AcqRel) >= 1 {
+            self.inside.fetch_sub(1, Ordering::AcqRel);
+        } else {
+            self.leave();
+        }
+    }
 }
 
 fn the_last_leaves(poll: fn(&Room, &Context<'_>) -> Poll<()>) -> &'static str {
-    let room = Arc::new(Room { inside: AtomicUsize::new(1), watchers: Mutex::new(Waiters::default()) });
+    let room = Room::new();
     let mut task = Task::new({
         let room = room.clone();
         move |cx: &mut Context<'_>| poll(&room, cx)
@@ -129,4 +149,26 @@ fn the_last_leaves(poll: fn(&Room, &Context<'_>) -> Poll<()>) -> &'static str {
 fn the_count_is_read_under_the_lock() {
     assert_eq!(outcomes(|| the_last_leaves(Room::counts_under_the_lock)), ["found", "woken"]);
     assert_eq!(outcomes(|| the_last_leaves(Room::counts_before_the_lock)), [ASLEEP, "found", "woken"]);
+}
+
+fn the_last_leaves_as_another_comes(come: fn(&Room)) -> &'static str {
+    let room = Room::new();
+    let mut task = Task::new({
+        let room = room.clone();
+        move |cx: &mut Context<'_>| room.counts_under_the_lock(cx)
+    });
+    let parked = task.run();
+    let comer = thread::spawn({
+        let room = room.clone();
+        move || come(&room)
+    });
+    room.leave();
+    comer.join().unwrap();
+    told((parked, task))
+}
+
+#[test]
+fn who_is_refused_was_never_counted() {
+    assert_eq!(outcomes(|| the_last_leaves_as_another_comes(Room::looks_before_it_counts)), ["woken"]);
+    assert_eq!(outcomes(|| the_last_leaves_as_another_comes(Room::counts_and_takes_it_back)), [ASLEEP, "woken"]);
 }
