@@ -280,3 +280,42 @@ impl Client {
         }
     }
 }
+
+/// Sends a request with a body of any kind in process, through the layer around [`Teapot`].
+pub async fn send_with<B>(layer: &CometLayer, request: Request<B>) -> Seen
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    let response = layer.layer(Teapot).oneshot(request).await.expect("infallible");
+    Seen::read(response).await.expect("infallible")
+}
+
+/// Sends a request in process, and comes back when it is parked or answered.
+pub async fn sent(layer: &CometLayer, request: Request<Full<Bytes>>) -> JoinHandle<Seen> {
+    let layer = layer.clone();
+    let sent = tokio::spawn(async move { send(&layer, request).await });
+    settle().await;
+    sent
+}
+
+/// A request with another header.
+pub fn with<B>(name: &'static str, value: &str, mut request: Request<B>) -> Request<B> {
+    request.headers_mut().append(name, value.parse().expect("a header's value"));
+    request
+}
+
+/// A body that nobody may look into.
+#[derive(Clone, Copy, Debug)]
+pub struct Untouchable;
+
+impl Body for Untouchable {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        panic!("the body was read")
+    }
+}
