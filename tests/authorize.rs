@@ -102,7 +102,7 @@ async fn a_denial_is_decided_before_the_body_is_read() {
     };
     let layer = CometLayer::new(comet.clone())
         .route("/sync/{channel}", guarded(false, Deny::default()))
-        .route("/slow/{channel}", guarded(true, move |access| slow(access)));
+        .route("/slow/{channel}", guarded(true, slow));
     for uri in ["/sync/x", "/slow/x"] {
         for method in [Method::POST, Method::PUT, Method::DELETE] {
             let unread = || Request::builder().method(&method).uri(uri).header("content-type", JSON);
