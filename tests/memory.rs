@@ -1,0 +1,176 @@
+//! What strangers ask for leaves no memory behind: counted by the allocator, in bytes.
+
+mod support;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Empty;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use std::{
+    alloc::System,
+    future::Future,
+    pin::{Pin, pin},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use support::Teapot;
+use tokio::time::advance;
+use tower::Service;
+use tower_comet::{Comet, CometLayer, CometService, ResponseBody, Retention, Route};
+use tower_layer::Layer;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const KIB: usize = 1024;
+
+/// Bytes that are allocated now.
+fn held() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated.wrapping_sub(stats.bytes_deallocated)
+}
+
+/// One test at a time: the allocator is everybody's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_paused_clock(test: impl Future<Output = ()>) {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().expect("a runtime").block_on(test);
+}
+
+/// Requests in process, without a task or a parser around them.
+struct Asker(CometService<Teapot>);
+
+impl Asker {
+    fn new(comet: &Comet) -> Self {
+        Self(CometLayer::new(comet.clone()).route("/events/{channel}", Route::new()).layer(Teapot))
+    }
+
+    fn get(
+        &mut self,
+        uri: String,
+    ) -> impl Future<Output = Response<ResponseBody<http_body_util::Full<Bytes>>>> + use<> {
+        let answer = self.0.call(http::Request::get(uri).body(Empty::<Bytes>::new()).expect("a request"));
+        async { answer.await.expect("infallible") }
+    }
+
+    /// The status of what is answered at once; `None` if it is parked, and then it is dropped.
+    fn status(&mut self, uri: String) -> Option<u16> {
+        match pin!(self.get(uri)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) => Some(response.status().as_u16()),
+            Poll::Pending => None,
+        }
+    }
+}
+
+#[test]
+fn a_million_names_that_nobody_made_leave_nothing_behind() {
+    let _alone = alone();
+    with_paused_clock(async {
+        let comet = Comet::new();
+        let mut asker = Asker::new(&comet);
+        let mut ask = |names: std::ops::Range<u32>| {
+            for n in names {
+                match n % 4 {
+                    0 => assert_eq!(asker.status(format!("/events/{n}?offset=-1")), Some(200)),
+                    1 => assert_eq!(asker.status(format!("/events/{n}?timeout=0")), Some(204)),
+                    2 => assert_eq!(asker.status(format!("/events/{n}")), None),
+                    _ => {
+                        let gone = format!("/events/{n}?offset=0000000000000007_0000000000000007&live=long-poll");
+                        assert_eq!(asker.status(gone), Some(410));
+                    }
+                }
+            }
+        };
+        ask(0..1_000);
+        let before = held();
+        ask(1_000..1_001_000);
+        let left = held().saturating_sub(before);
+        assert!(left < 16 * KIB, "{left} bytes are left");
+        assert_eq!((comet.channels().count(), comet.waiters(), comet.stats().channels), (0, 0, 0));
+    });
+}
+
+#[test]
+fn a_crowd_on_as_many_names_gives_its_memory_back() {
+    let _alone = alone();
+    with_paused_clock(async {
+        let comet = Comet::new();
+        let mut asker = Asker::new(&comet);
+        let before = held();
+        for round in 0..3 {
+            let mut crowd: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+            for n in 0..50_000 {
+                let mut wait = Box::pin(asker.get(format!("/events/{round}-{n}")));
+                assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                crowd.push(wait);
+            }
+            let with_all = held().saturating_sub(before);
+            assert!(with_all > 50_000 * 100, "{with_all}: it is counted at all");
+            drop(crowd);
+            let left = held().saturating_sub(before);
+            assert!(left < 64 * KIB, "{left} bytes are left of {with_all}");
+        }
+    });
+}
+
+#[test]
+fn a_million_channels_that_have_aged_out_give_their_memory_back() {
+    let _alone = alone();
+    const ROUND: u32 = 50_000;
+    with_paused_clock(async {
+        let comet = Comet::builder().retention(Retention::default().age(Duration::from_secs(60))).build();
+        let mut asker = Asker::new(&comet);
+        let before = held();
+        for round in 0..20 {
+            for n in 0..ROUND {
+                comet.channel(format!("/events/{}", round * ROUND + n)).publish("a message").wait().expect("room");
+            }
+            let with_all = held().saturating_sub(before);
+            assert!(with_all > 50_000 * 100, "{with_all}: it is counted at all");
+            assert_eq!(comet.stats().channels, 50_000);
+            advance(Duration::from_secs(61)).await;
+            // Nothing sweeps; but any traffic moves the queue along, by two.
+            for n in 0..ROUND / 2 {
+                assert_eq!(asker.status(format!("/events/nobody-made-{n}?offset=-1")), Some(200));
+            }
+            let left = held().saturating_sub(before);
+            assert!(left < 128 * KIB, "{left} bytes are left of {with_all}");
+            assert_eq!((comet.stats().channels, comet.stats().history_bytes, comet.channels().count()), (0, 0, 0));
+        }
+    });
+}
+
+#[test]
+fn a_burst_that_has_aged_out_and_a_crowd_that_has_left_give_their_memory_back() {
+    let _alone = alone();
+    with_paused_clock(async {
+        let comet = Comet::new();
+        let mut asker = Asker::new(&comet);
+        let channel = comet.channel("/events/news");
+        channel.create("application/json").await.expect("room");
+        let before = held();
+        for _ in 0..3 {
+            let mut crowd: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+            for _ in 0..20_000 {
+                let mut wait = Box::pin(asker.get("/events/news".to_owned()));
+                assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                crowd.push(wait);
+            }
+            for n in 0..1_000 {
+                channel.publish(&format!("{n:01000}")).await.expect("room");
+            }
+            assert_eq!(channel.history(), 1_000);
+            assert!(held() - before > 1_000_000);
+            drop(crowd);
+            advance(Duration::from_secs(3_601)).await;
+            assert_eq!(channel.history(), 0);
+            let left = held().saturating_sub(before);
+            assert!(left < 16 * KIB, "{left} bytes are left");
+        }
+    });
+}
