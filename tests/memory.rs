@@ -14,7 +14,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use support::Teapot;
+use support::{Teapot, get, sent, settle};
 use tokio::time::advance;
 use tower::Service;
 use tower_comet::{Comet, CometLayer, CometService, ResponseBody, Retention, Route};
@@ -114,6 +114,41 @@ fn a_crowd_on_as_many_names_gives_its_memory_back() {
             drop(crowd);
             let left = held().saturating_sub(before);
             assert!(left < 64 * KIB, "{left} bytes are left of {with_all}");
+        }
+    });
+}
+
+#[test]
+fn one_who_stays_on_does_not_keep_the_memory_of_a_crowd() {
+    let _alone = alone();
+    with_paused_clock(async {
+        let comet = Comet::new();
+        let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new());
+        let before = held();
+        let mut stay = Vec::new();
+        for round in 0..20 {
+            let uri = format!("/events/{round}");
+            stay.push(sent(&layer, get(&uri)).await);
+            let mut asker = Asker::new(&comet);
+            let mut crowd: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+            for _ in 0..20_000 {
+                let mut wait = Box::pin(asker.get(uri.clone()));
+                assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                crowd.push(wait);
+            }
+            // From the front and from the back in turn.
+            if round % 2 == 0 {
+                crowd.reverse();
+            }
+            drop(crowd);
+            settle().await;
+            assert_eq!((comet.waiters(), comet.channel(&uri).waiters()), (stay.len(), 1), "it has parked again");
+        }
+        let left = held().saturating_sub(before);
+        assert!(left < 20 * 32 * KIB, "{left} bytes are left");
+        for (round, wait) in stay.into_iter().enumerate() {
+            comet.channel(format!("/events/{round}")).publish(&round).await.expect("room");
+            assert_eq!(wait.await.expect("no panic").text(), format!("[{round}]"));
         }
     });
 }

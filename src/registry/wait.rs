@@ -9,7 +9,7 @@ use std::{
 use super::{
     Registry,
     entry::Entry,
-    waiters::{Key, Standing},
+    waiters::{Key, Standing, Woken},
 };
 use crate::{
     Error, Limit,
@@ -163,8 +163,11 @@ impl Drop for Wait {
         let mut state = self.entry.lock();
         let waker = self.key.take().and_then(|key| state.waiters.remove(key));
         let vacant = !state.vacated && state.is_vacant();
+        // Not while waits are ended a few at a time: who is woken then is ended too.
+        let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
         drop(state);
         drop(waker);
+        woken.wake();
         if vacant {
             self.registry.map.vacate(&self.entry);
         }

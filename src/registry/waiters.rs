@@ -125,6 +125,16 @@ impl Waiters {
         Woken(std::mem::take(&mut self.slots))
     }
 
+    /// Takes everybody off the list if few are left of a crowd: they park again, on a list of their own size. Otherwise one
+    /// who stays on would keep the memory of all who have ever been there.
+    pub(super) fn regroup(&mut self) -> Woken {
+        const CROWD: usize = 1_024;
+        if self.slots.len() < CROWD || self.occupied > self.slots.len() / 8 {
+            return Woken::nobody();
+        }
+        self.take()
+    }
+
     /// Tells up to `most` waiters to leave.
     pub(super) fn release(&mut self, most: usize) -> Woken {
         let parked = self.slots.iter_mut().filter(|slot| matches!(slot, Slot::Parked(_)));
