@@ -63,7 +63,8 @@ impl Routes {
         self.router.at(path).is_ok_and(|found| {
             let mounted = &self.mounted[*found.value];
             let fixed = mounted.pattern.split('{').next().unwrap_or_default();
-            mounted.route.strict && path.strip_prefix(fixed).is_some_and(|rest| rest.split('/').next() == Some("__ds"))
+            let first = path.strip_prefix(fixed).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+            mounted.route.strict && name::decode(first).is_ok_and(|first| first == "__ds")
         })
     }
 

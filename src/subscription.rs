@@ -9,6 +9,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::Arc,
+    task::Poll,
 };
 use tokio::time::sleep_until;
 
@@ -79,7 +80,8 @@ impl Subscription {
                 return Ok(Some(message));
             }
             let reading = match self.next_append().await {
-                Ok(reading) => reading,
+                Ok(Some(reading)) => reading,
+                Ok(None) => continue,
                 Err(error) => {
                     if matches!(error, Error::Gone(_)) {
                         self.place = Start::Earliest;
@@ -95,13 +97,13 @@ impl Subscription {
         }
     }
 
-    /// One append, or the end of the stream as an empty reading.
-    async fn next_append(&self) -> Result<Reading, Error> {
+    /// One append, or the end of the stream as an empty reading; `None` to look again.
+    async fn next_append(&self) -> Result<Option<Reading>, Error> {
         // The least that a read gives is one append.
         const ONE: usize = 0;
         let reading = self.registry.read(&self.name, self.place, ONE).map_err(Error::Gone)?;
         if !reading.is_empty() || reading.closed {
-            return Ok(reading);
+            return Ok(Some(reading));
         }
         let existed = reading.content_type.is_some();
         if self.registry.is_closing() {
@@ -112,18 +114,26 @@ impl Subscription {
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
         let mut end = pin!(reading.until.map(|until| sleep_until(self.registry.moment(until))));
         let waited = poll_fn(|cx| {
-            let over = end.as_mut().as_pin_mut().is_some_and(|end| end.poll(cx).is_ready());
-            wait.poll(cx, over, ONE)
+            loop {
+                let over = end.as_mut().as_pin_mut().is_some_and(|end| end.poll(cx).is_ready());
+                match (wait.poll(cx, over, ONE), wait.until()) {
+                    // The channel was made since, and when it ends is known now.
+                    (Poll::Pending, Some(until)) if end.is_none() => end.set(Some(sleep_until(until))),
+                    (polled, _) => return polled,
+                }
+            }
         });
         match waited.await {
-            Ended::Read(reading) => Ok(reading),
+            Ended::Read(reading) => Ok(Some(reading)),
             Ended::Gone(gone) => Err(Error::Gone(gone)),
             Ended::Deleted => {
                 let tail = self.registry.tail(&self.name);
                 Err(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
             }
             Ended::Refused(error) => Err(error),
-            Ended::Released(_) | Ended::TimedOut(_) => Err(Error::ShutDown),
+            Ended::Released(_) => Err(Error::ShutDown),
+            // The channel was made since, held nothing, and its lifetime is over.
+            Ended::TimedOut(_) => Ok(None),
         }
     }
 }

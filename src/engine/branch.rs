@@ -1,5 +1,6 @@
 //! What a fork takes over from its source: the same appends, not copies, at the same offsets.
 
+use bytes::Bytes;
 use std::sync::Arc;
 
 use super::{Batch, Log, Offset, Start, log::Entry};
@@ -49,7 +50,8 @@ impl Log {
         let (data, messages) = if self.json {
             (Batch::first_messages(&entry.data, part)?, u32::try_from(part).ok()?)
         } else {
-            (entry.data.slice(..usize::try_from(part).ok()?), 1)
+            // A copy: a slice would keep all of the source's append, and be counted as its part.
+            (Bytes::copy_from_slice(&entry.data[..usize::try_from(part).ok()?]), 1)
         };
         Some(Entry { data, messages, fingerprint: entry.fingerprint, at: entry.at })
     }

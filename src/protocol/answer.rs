@@ -24,12 +24,7 @@ pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) ->
     headers::safe(map);
     position(map, &reading);
     of_type(map, &content_type);
-    if let Some(max_age) = route.max_age.filter(|_| !reading.is_empty()) {
-        // RFC 9111, section 5.2.2.7: what was shown to one reader is kept by that reader alone.
-        let whose = if matches!(route.read, Gate::Open) { "public" } else { "private" };
-        let control = format_args!("{whose}, max-age={}, stale-while-revalidate=300", max_age.as_secs());
-        map.insert(header::CACHE_CONTROL, headers::ascii(control));
-    }
+    cacheable(map, route, &reading);
     *answer.body_mut() = reading.into_bytes().into();
     answer.extensions_mut().insert(outcome);
     answer
@@ -39,7 +34,7 @@ pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) ->
 pub(super) fn tagged(route: &Route, reading: Reading, outcome: Outcome, seen: Option<&HeaderValue>) -> Answer {
     let tag = entity_tag(&reading);
     if seen.is_some_and(|seen| matches(seen, &tag)) {
-        return not_modified(&reading, tag);
+        return not_modified(route, &reading, tag);
     }
     let mut answer = messages(route, reading, outcome);
     answer.headers_mut().insert(header::ETAG, tag);
@@ -53,11 +48,13 @@ pub(super) fn nothing(reading: &Reading, outcome: Outcome) -> Answer {
     answer
 }
 
-/// 304: the client has it.
-fn not_modified(reading: &Reading, tag: HeaderValue) -> Answer {
+/// 304: the client has it, and may keep it as if it had been given it now (RFC 9110, section 15.4.5).
+fn not_modified(route: &Route, reading: &Reading, tag: HeaderValue) -> Answer {
     let mut answer = empty(StatusCode::NOT_MODIFIED, Outcome::Read);
-    position(answer.headers_mut(), reading);
-    answer.headers_mut().insert(header::ETAG, tag);
+    let map = answer.headers_mut();
+    position(map, reading);
+    cacheable(map, route, reading);
+    map.insert(header::ETAG, tag);
     answer
 }
 
@@ -67,6 +64,16 @@ pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
     headers::safe(answer.headers_mut());
     answer.extensions_mut().insert(outcome);
     answer
+}
+
+/// Lets caches keep messages, if the route does.
+fn cacheable(map: &mut HeaderMap, route: &Route, reading: &Reading) {
+    if let Some(max_age) = route.max_age.filter(|_| !reading.is_empty()) {
+        // RFC 9111, section 5.2.2.7: what was shown to one reader is kept by that reader alone.
+        let whose = if matches!(route.read, Gate::Open) { "public" } else { "private" };
+        let control = format_args!("{whose}, max-age={}, stale-while-revalidate=300", max_age.as_secs());
+        map.insert(header::CACHE_CONTROL, headers::ascii(control));
+    }
 }
 
 /// Where the answer ends. `Stream-Up-To-Date` and `Stream-Closed` are there or not, never `false`: clients test for

@@ -1,6 +1,6 @@
 //! When a wait is over.
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// The end of a wait or of the channel's lifetime, whichever comes first; none for no wait at all.
@@ -13,6 +13,18 @@ pub(super) fn deadline(wait: Duration, until: Option<Instant>) -> Option<Sleep> 
         Some(until) if until.saturating_duration_since(Instant::now()) < wait => sleep_until(until),
         _ => sleep(wait),
     })
+}
+
+/// Brings a deadline forward to the end of the channel's lifetime, which may not have been known when the wait began;
+/// says whether that was to be done.
+pub(super) fn bring_forward(deadline: Option<Pin<&mut Sleep>>, until: Option<Instant>) -> bool {
+    match (deadline, until) {
+        (Some(deadline), Some(until)) if until < deadline.deadline() => {
+            deadline.reset(until);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Up to a sixteenth less, at random: who started together need not time out together.

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::Sleep;
@@ -15,7 +15,7 @@ use super::{
     Answer, Target,
     answer::{self, finish},
     cursor,
-    deadline::deadline,
+    deadline::{bring_forward, deadline},
     headers,
     problem::Problem,
     query::Asked,
@@ -74,9 +74,15 @@ impl Future for LongPoll {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let mut this = self.project();
-        // The clock first, then the log: the other way round, what is appended in between is skipped.
-        let expired = this.deadline.as_mut().as_pin_mut().is_none_or(|deadline| deadline.poll(cx).is_ready());
-        let ended = ready!(this.wait.poll(cx, expired, this.route.max_chunk));
+        let ended = loop {
+            // The clock first, then the log: the other way round, what is appended in between is skipped.
+            let expired = this.deadline.as_mut().as_pin_mut().is_none_or(|deadline| deadline.poll(cx).is_ready());
+            match this.wait.poll(cx, expired, this.route.max_chunk) {
+                Poll::Ready(ended) => break ended,
+                Poll::Pending if bring_forward(this.deadline.as_mut().as_pin_mut(), this.wait.until()) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        };
         let registry = this.wait.registry();
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended),

@@ -13,7 +13,13 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{Answer, Payload, Target, cursor, deadline::deadline, headers, problem::Problem, query::Asked};
+use super::{
+    Answer, Payload, Target, cursor,
+    deadline::{bring_forward, deadline},
+    headers,
+    problem::Problem,
+    query::Asked,
+};
 use crate::{
     Offset, Outcome, Route,
     engine::{Reading, is_json, is_text},
@@ -30,7 +36,7 @@ const BEAT: Duration = Duration::from_secs(15);
 /// Begins an event stream where a reading began.
 pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
-    let base64 = !is_json(content_type) && !is_text(content_type);
+    let base64 = is_base64(content_type);
     let mut wait = Wait::new(target.registry.clone(), &target.name, reading.after, reading.content_type.is_some());
     wait.admit()?;
     let until = reading.until.map(|until| target.registry.moment(until));
@@ -81,11 +87,24 @@ impl EventStream {
         if *this.finished {
             return Poll::Ready(None);
         }
-        let over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
-        let text = match this.wait.poll(cx, over, this.route.max_chunk) {
+        let mut over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
+        let mut polled = this.wait.poll(cx, over, this.route.max_chunk);
+        if polled.is_pending() && bring_forward(this.life.as_mut().as_pin_mut(), this.wait.until()) {
+            over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
+            polled = this.wait.poll(cx, over, this.route.max_chunk);
+        }
+        let text = match polled {
+            // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
+            Poll::Ready(Ended::Read(reading))
+                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
+            {
+                *this.finished = true;
+                return Poll::Ready(None);
+            }
             Poll::Ready(Ended::Read(reading)) => {
                 this.wait.go_on(&reading);
-                *this.finished = reading.closed;
+                // Who is behind all the time would never see a quiet moment to end in.
+                *this.finished = reading.closed || over;
                 *this.told = reading.up_to_date;
                 let mut text = String::new();
                 let control = Control::new(&reading, *this.cursor);
@@ -113,6 +132,11 @@ impl EventStream {
         this.beat.reset(Instant::now() + BEAT);
         Poll::Ready(Some(text.into()))
     }
+}
+
+/// Whether an event stream carries content of this type as base64, because it is no text.
+fn is_base64(content_type: &str) -> bool {
+    !is_json(content_type) && !is_text(content_type)
 }
 
 /// What follows every data event.

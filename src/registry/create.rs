@@ -99,9 +99,10 @@ impl Registry {
     /// The channel, if it is there, created in this way.
     fn created(&self, name: &str, creation: &Creation) -> Result<Option<Created>, Error> {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
-        let mut state = entry.lock();
-        let Some(kept) = self.living(&mut state, self.now()) else { return Ok(None) };
-        kept.compare(creation).map(Some)
+        self.visit(&entry, |state| match self.living(state, self.now()) {
+            Some(kept) => kept.compare(creation).map(Some),
+            None => Ok(None),
+        })
     }
 
     /// Puts a log into a channel that has none.
@@ -138,16 +139,17 @@ impl Registry {
     /// What a fork begins with; its source counts it from now on.
     fn source(&self, fork: &Fork) -> Result<Source<'_>, Error> {
         let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
-        let mut state = entry.lock();
-        let kept = self.living(&mut state, self.now()).ok_or(Error::Unknown)?;
-        if kept.buried {
-            return Err(Error::Conflict);
-        }
-        let branch = kept.log.branch(fork.at.unwrap_or(Start::Tail), fork.part)?;
-        kept.forks += 1;
-        let parent = Parent { entry: entry.clone(), log: kept.log.id() };
-        let parent = Counted { registry: self, parent, kept: false.into() };
-        Ok(Source { branch, lifetime: kept.lifetime, parent })
+        self.visit(&entry, |state| {
+            let kept = self.living(state, self.now()).ok_or(Error::Unknown)?;
+            if kept.buried {
+                return Err(Error::Conflict);
+            }
+            let branch = kept.log.branch(fork.at.unwrap_or(Start::Tail), fork.part)?;
+            kept.forks += 1;
+            let parent = Parent { entry: entry.clone(), log: kept.log.id() };
+            let parent = Counted { registry: self, parent, kept: false.into() };
+            Ok(Source { branch, lifetime: kept.lifetime, parent })
+        })
     }
 }
 

@@ -103,7 +103,12 @@ impl Registry {
             self.queue(kept, entry);
             return;
         }
-        self.bury(&mut state);
+        if over {
+            self.bury(&mut state);
+        } else {
+            // Nobody has deleted it: its name is free, whatever forks it has.
+            self.forget(&mut state);
+        }
         let woken = state.waiters.take();
         let vacant = state.is_vacant();
         drop(state);

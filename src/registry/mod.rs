@@ -135,6 +135,18 @@ impl Registry {
         }
     }
 
+    /// Looks at a channel that is there, which leaves the map if its lifetime turns out to be over and nobody waits.
+    fn visit<T>(&self, entry: &Arc<Entry>, look: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = entry.lock();
+        let seen = look(&mut state);
+        let vacant = state.is_vacant();
+        drop(state);
+        if vacant {
+            self.map.vacate(entry);
+        }
+        seen
+    }
+
     /// Milliseconds since this registry was made. A clock that only ages history; no offset depends on it.
     fn now(&self) -> u64 {
         millis(self.began.elapsed())

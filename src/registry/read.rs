@@ -16,7 +16,7 @@ impl Registry {
         let now = self.now();
         self.step(now);
         match self.map.find(name) {
-            Some(entry) => self.look(&entry, &mut entry.lock(), start, limit, now),
+            Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, limit, now)),
             None => self.look_at_nothing(name, start),
         }
     }
@@ -24,20 +24,21 @@ impl Registry {
     /// What a channel is, without touching it: looking does not keep it alive. `None` if nobody has made it.
     pub(crate) fn peek(&self, name: &str) -> Result<Option<Peek>, Gone> {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
-        let mut state = entry.lock();
-        let now = self.now();
-        let Some(kept) = self.living(&mut state, now) else { return Ok(None) };
-        if kept.buried {
-            return Err(kept.log.gone(Reason::Deleted));
-        }
-        self.expire(kept, now);
-        Ok(Some(Peek {
-            content_type: kept.log.content_type().clone(),
-            tail: kept.log.tail(),
-            closed: kept.log.is_closed(),
-            history: kept.log.len(),
-            lifetime: kept.lifetime,
-        }))
+        self.visit(&entry, |state| {
+            let now = self.now();
+            let Some(kept) = self.living(state, now) else { return Ok(None) };
+            if kept.buried {
+                return Err(kept.log.gone(Reason::Deleted));
+            }
+            self.expire(kept, now);
+            Ok(Some(Peek {
+                content_type: kept.log.content_type().clone(),
+                tail: kept.log.tail(),
+                closed: kept.log.is_closed(),
+                history: kept.log.len(),
+                lifetime: kept.lifetime,
+            }))
+        })
     }
 
     /// The tail of a channel, also of one that nobody has made.

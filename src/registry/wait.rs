@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio::time::Instant;
 
 use super::{
     Registry,
@@ -29,6 +30,8 @@ pub(crate) struct Wait {
     existed: bool,
     /// Counted among all waits.
     admitted: bool,
+    /// The channel was last seen to end at a fixed time.
+    dated: bool,
 }
 
 /// How a wait ended.
@@ -52,7 +55,7 @@ impl Wait {
     /// A wait for what comes after a place that a reading gave; `existed` says whether that found a channel.
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         let entry = registry.map.enter(name);
-        Self { registry, entry, after, key: None, existed, admitted: false }
+        Self { registry, entry, after, key: None, existed, admitted: false, dated: false }
     }
 
     /// Goes on after what a poll of it has found.
@@ -63,6 +66,13 @@ impl Wait {
 
     pub(crate) fn after(&self) -> Offset {
         self.after
+    }
+
+    /// When the channel's lifetime ends, if that is fixed. It need not have been when the wait began: somebody may have made
+    /// the channel since.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        let until = if self.dated { self.entry.lock().log.as_ref()?.until } else { None };
+        until.map(|until| self.registry.moment(until))
     }
 
     /// Takes a place among all waits before the first poll does: for who cannot refuse any more by then.
@@ -122,6 +132,7 @@ impl Wait {
             if expired {
                 return Poll::Ready(Ended::TimedOut(reading));
             }
+            self.dated = reading.until.is_some();
             if !self.admitted {
                 if let Err(error) = self.registry.admit(state.waiters.len()) {
                     return Poll::Ready(Ended::Refused(error));
@@ -162,6 +173,10 @@ impl Drop for Wait {
     fn drop(&mut self) {
         let mut state = self.entry.lock();
         let waker = self.key.take().and_then(|key| state.waiters.remove(key));
+        if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
+            // It was read until now.
+            kept.touched = self.registry.now();
+        }
         let vacant = !state.vacated && state.is_vacant();
         // Not while waits are ended a few at a time: who is woken then is ended too.
         let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };

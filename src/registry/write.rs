@@ -51,6 +51,7 @@ impl Registry {
         self.change(name, |entry, state, now| {
             let kept = self.log(entry, state, append.create, now)?;
             let appended = self.append_to(kept, append, now)?;
+            kept.touched = now;
             if appended.duplicate {
                 return Ok((appended, Woken::nobody()));
             }
@@ -62,7 +63,6 @@ impl Registry {
     /// In the order of the protocol: closed, type, producer, sequence (Durable Streams, section 5.2). What is
     /// refused changes nothing.
     fn append_to(&self, kept: &mut Kept, append: &Append<'_>, now: u64) -> Result<Appended, Error> {
-        kept.touched = now;
         if kept.log.is_closed() {
             return repeated(&kept.log, append);
         }
@@ -121,7 +121,8 @@ impl Registry {
         let now = self.now();
         let attempt = || {
             self.edit(name, |entry, state| {
-                let fresh = state.log.is_none();
+                // One whose lifetime is over is none.
+                let fresh = self.living(state, now).is_none();
                 let changed = change(entry, state, now);
                 if changed.is_err() && fresh {
                     // Made for what then could not be done.

@@ -26,7 +26,7 @@ use tokio::{
     time::timeout,
 };
 use tower::{Service, ServiceExt};
-use tower_comet::{CometLayer, Offset, Outcome};
+use tower_comet::{CometLayer, Offset, Outcome, Route};
 use tower_layer::Layer;
 
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -105,6 +105,21 @@ pub fn request(method: Method, uri: &str) -> Request<Full<Bytes>> {
 
 pub fn post(uri: &str, content_type: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::post(uri).header("content-type", content_type).body(Full::new(body.into())).expect("a request")
+}
+
+/// A request as a table writes it: `ask("PUT /streams/a", &[("stream-ttl", "10")], "content")`.
+pub fn ask(line: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    let (method, uri) = line.split_once(' ').expect("a method and a path");
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(body.into())).expect("a request")
+}
+
+/// A strict route that anyone may do everything on.
+pub fn open_to_all() -> Route {
+    Route::strict().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone()
 }
 
 /// Sends a request in process, through the layer around [`Teapot`].

@@ -88,7 +88,7 @@ impl World<'_> {
             Step::Publish(sizes) => self.publish(&sizes),
             Step::Read(place, limit) => self.read(place, limit),
             Step::Poll(index, over) if !self.waits.is_empty() => self.poll(index.index(self.waits.len()), over),
-            Step::Drop(index) if !self.waits.is_empty() => drop(self.waits.swap_remove(index.index(self.waits.len()))),
+            Step::Drop(index) if !self.waits.is_empty() => self.drop(index.index(self.waits.len())),
             Step::Poll(..) | Step::Drop(_) => {}
             Step::Pass(millis) => tokio::time::advance(Duration::from_millis(millis)).await,
             Step::Create => self.create(),
@@ -109,7 +109,6 @@ impl World<'_> {
         let published = publish_to(&self.registry, NAME, &texts);
         if self.model.log.as_ref().is_some_and(|log| log.closed) {
             assert!(matches!(published, Err(Error::Closed)), "{published:?}");
-            self.touch();
         } else {
             self.model.publish(texts, bytes, self.registry.now());
             self.touch();
@@ -182,6 +181,12 @@ impl World<'_> {
             (expected, ended) => panic!("{expected:?} was expected of {place:?}, not {ended:?}"),
         }
         self.waits.swap_remove(index);
+    }
+
+    fn drop(&mut self, index: usize) {
+        if self.waits.swap_remove(index).parked {
+            self.touch_without_expiry();
+        }
     }
 
     fn create(&mut self) {
