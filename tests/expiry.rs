@@ -293,11 +293,15 @@ async fn what_cannot_be_made_anew_for_want_of_room_stays_gone() {
     assert_eq!(status(&layer, ask("PUT /s/a", &[TEXT], vec![b'x'; 2_000])).await, 503);
     assert_eq!(status(&layer, request(http::Method::HEAD, "/s/a")).await, 404);
 
-    // In process nobody looks before.
+    // In process nobody looks before; and so many others are due that this one's turn has not come.
+    for nth in 0..9 {
+        comet.channel(format!("/{nth}")).create(Create::new("text/plain").idle(seconds(1))).await.unwrap();
+    }
     let channel = comet.channel("/s/a");
     channel.create(Create::new("application/json").idle(seconds(1))).await.unwrap();
     advance(seconds(2)).await;
     assert!(matches!(channel.publish(&"x".repeat(2_000)).await, Err(Error::Full(_))));
+    assert_eq!(status(&layer, request(http::Method::HEAD, "/s/a")).await, 404);
     assert_eq!((comet.stats().channels, comet.stats().history_bytes), (0, 0));
 }
 

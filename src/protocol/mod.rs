@@ -55,7 +55,8 @@ where
 {
     let (registry, routes) = (registry.clone(), routes.clone());
     let http1 = request.version() <= Version::HTTP_11;
-    let mut target = Target { registry, routes, route, name: String::new(), http1 };
+    let head = request.method() == Method::HEAD;
+    let mut target = Target { registry, routes, route, name: String::new(), http1, head };
     match name {
         Ok(name) if target.registry.check_name(&name).is_ok() => target.name = name,
         Ok(_) => return target.reply(Err(Problem::bad_name("it is too long"))),

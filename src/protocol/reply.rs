@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Answer, Target, answer::finish, long_poll::LongPoll, problem::Problem};
+use super::{Answer, Payload, Target, answer::finish, long_poll::LongPoll, problem::Problem};
 use crate::Action;
 
 /// An answer, now or later.
@@ -53,7 +53,11 @@ impl Target {
     }
 
     pub(super) fn reply(&self, answer: Result<Answer, Problem>) -> Reply {
-        let answer = answer.unwrap_or_else(Problem::into_answer);
+        let mut answer = answer.unwrap_or_else(Problem::into_answer);
+        if self.head {
+            // hyper sends it on HTTP/2, and clients take that for a fault of the connection.
+            *answer.body_mut() = Payload::default();
+        }
         Reply::Now(Some(Box::new(finish(&self.registry, self.http1, answer))))
     }
 }

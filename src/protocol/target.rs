@@ -15,6 +15,8 @@ pub(super) struct Target {
     pub(super) name: String,
     /// HTTP/1.1 or 1.0, where a connection can be closed by a header.
     pub(super) http1: bool,
+    /// A `HEAD`, whose answer has no body, whatever it says.
+    pub(super) head: bool,
 }
 
 impl Target {
