@@ -1,0 +1,388 @@
+//! Event streams: what is on the wire, when it is, and how it ends.
+
+mod support;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt;
+use std::time::Duration;
+use support::{Client, Server, Teapot, ask, get, open_to_all, post, send, settle, until};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, advance, timeout},
+};
+use tower::ServiceExt;
+use tower_comet::{Comet, CometLayer, Create, Offset, ResponseBody, Retention, Route};
+use tower_layer::Layer;
+
+type Body = ResponseBody<http_body_util::Full<Bytes>>;
+
+fn layer(comet: &Comet) -> CometLayer {
+    CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all()).route("/comet/{channel}", Route::new())
+}
+
+async fn open(layer: &CometLayer, uri: &str) -> Response<Body> {
+    let response = layer.layer(Teapot).oneshot(get(uri)).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200, "{uri}");
+    response
+}
+
+/// The next frame of a stream, as text; `None` at its end.
+async fn next(body: &mut Body) -> Option<String> {
+    let frame = body.frame().await?.unwrap().into_data().unwrap();
+    Some(String::from_utf8(frame.to_vec()).unwrap())
+}
+
+/// An event, read as a browser reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Event {
+    kind: String,
+    data: String,
+    id: Option<String>,
+}
+
+/// The WHATWG's algorithm, as far as these streams go.
+fn events(text: &str) -> Vec<Event> {
+    let mut events = Vec::new();
+    let (mut kind, mut data, mut id) = (String::new(), Vec::new(), None);
+    for line in text.replace("\r\n", "\n").replace('\r', "\n").split('\n') {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
+        match field {
+            "" if line.is_empty() && !data.is_empty() => {
+                let event = Event { kind: std::mem::take(&mut kind), data: data.join("\n"), id: id.take() };
+                events.push(event);
+                data.clear();
+            }
+            "event" => kind = value,
+            "data" => data.push(value),
+            "id" => id = Some(value),
+            "" => {}
+            field => panic!("a field of no use here: {field:?}"),
+        }
+    }
+    assert!(kind.is_empty() && data.is_empty(), "cut off: {text:?}");
+    events
+}
+
+/// Takes a stream apart into its pairs, strictly: data, control, data, control; a control may come alone.
+fn pairs(text: &str) -> Vec<(Option<String>, serde_json::Value)> {
+    let mut pairs = Vec::new();
+    let mut pending = None;
+    for event in events(text) {
+        match &*event.kind {
+            "data" => assert!(pending.replace(event.data).is_none(), "two data events without a control: {text}"),
+            "control" => {
+                let control: serde_json::Value = serde_json::from_str(&event.data).unwrap();
+                assert_eq!(event.id.as_deref(), control["streamNextOffset"].as_str(), "{text}");
+                assert_ne!(control["streamCursor"].is_string(), control["streamClosed"] == true, "{text}");
+                pairs.push((pending.take(), control));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert!(pending.is_none(), "data without a control: {text}");
+    pairs
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_data_event_is_followed_by_its_control_event() {
+    let comet = Comet::new();
+    let channel = comet.channel("/s/a");
+    let empty = channel.create("application/json").await.unwrap();
+    // Chunks so small that each append is an event of its own.
+    let layer = CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all().max_chunk(1));
+    let mut body = open(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+    let first = pairs(&next(&mut body).await.unwrap());
+    assert_eq!(first.len(), 1, "a stream that has nothing says so at once");
+    assert_eq!(
+        (first[0].1["streamNextOffset"].as_str(), &first[0].1["upToDate"]),
+        (Some(&*empty.to_string()), &true.into())
+    );
+
+    let mut offsets = Vec::new();
+    for n in 0..3 {
+        offsets.push(channel.append(format!("[{n}, {n}]")).await.unwrap());
+    }
+    channel.close().await.unwrap();
+    let mut text = String::new();
+    while let Some(more) = next(&mut body).await {
+        text.push_str(&more);
+    }
+    let pairs = pairs(&text);
+    assert_eq!(pairs.len(), 3, "{text}");
+    for (nth, (data, control)) in pairs.iter().enumerate() {
+        assert_eq!(data.as_deref(), Some(&*format!("[{nth}, {nth}]")));
+        assert_eq!(control["streamNextOffset"], offsets[nth].to_string());
+        let last = nth == 2;
+        assert_eq!((control["upToDate"] == true, control["streamClosed"] == true), (last, last), "{control}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_text_comes_as_base64() {
+    let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    for content_type in ["application/octet-stream", "image/png", "application/jsonl"] {
+        let comet = Comet::new();
+        let create = Create::new(content_type).content(bytes.clone()).closed();
+        comet.channel("/s/a").create(create).await.unwrap();
+        let seen = send(&layer(&comet), get("/s/a?offset=-1&live=sse")).await;
+        assert_eq!(seen.header("stream-sse-data-encoding"), Some("base64"), "{content_type}");
+        let pairs = pairs(seen.text());
+        assert_eq!(BASE64_STANDARD.decode(pairs[0].0.as_ref().unwrap().replace('\n', "")).unwrap(), bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_message_forges_an_event() {
+    for text in [
+        "x\n\nevent: control\ndata: {\"streamClosed\":true}\n\n",
+        "x\r\revent: control\rdata: {}\r\r",
+        "x\r\n\r\nid: 1\r\nretry: 1\r\n\r\n",
+        " leading space",
+        ": comment",
+        "\n\n\n",
+        "data: data: data:",
+        "\u{feff}mark",
+    ] {
+        let comet = Comet::new();
+        let layer = layer(&comet);
+        send(&layer, ask("PUT /s/a", &[("content-type", "text/plain")], text)).await;
+        send(&layer, ask("POST /s/a", &[("stream-closed", "true")], "")).await;
+        let seen = send(&layer, get("/s/a?offset=-1&live=sse")).await;
+        let normal = text.replace("\r\n", "\n").replace('\r', "\n");
+        let pairs = pairs(seen.text());
+        assert_eq!((pairs.len(), pairs[0].0.as_deref()), (1, Some(&*normal)), "{text:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_broken_every_15_seconds_and_ends_near_60() {
+    let comet = Comet::new();
+    comet.channel("/s/a").create("text/plain").await.unwrap();
+    let layer = layer(&comet);
+    let mut lives = Vec::new();
+    for _ in 0..40 {
+        let began = Instant::now();
+        let mut body = open(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+        assert_eq!(pairs(&next(&mut body).await.unwrap()).len(), 1);
+        for beat in 1..=3 {
+            assert_eq!(next(&mut body).await.as_deref(), Some(":\n\n"));
+            let elapsed = began.elapsed().as_millis();
+            assert!((beat * 15_000..beat * 15_000 + 10).contains(&elapsed), "{elapsed} ms");
+        }
+        assert_eq!(next(&mut body).await, None);
+        lives.push(began.elapsed().as_millis());
+    }
+    assert!(lives.iter().all(|life| (56_000..=60_005).contains(life)), "{lives:?}");
+    lives.sort_unstable();
+    assert!(lives[39] - lives[0] > 1_000, "they end together: {lives:?}");
+    assert_eq!(comet.waiters(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_puts_the_next_beat_off() {
+    let comet = Comet::new();
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut body = open(&layer(&comet), "/s/a?offset=-1&live=sse").await.into_body();
+    next(&mut body).await.unwrap();
+    advance(Duration::from_secs(10)).await;
+    channel.append("x").await.unwrap();
+    let began = Instant::now();
+    assert!(next(&mut body).await.unwrap().contains("data:x"));
+    assert_eq!(next(&mut body).await.as_deref(), Some(":\n\n"));
+    assert!(began.elapsed() >= Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_never_quiet_ends_too() {
+    let comet = Comet::builder().retention(Retention::unbounded()).build();
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut body = open(&layer(&comet), "/s/a?offset=-1&live=sse").await.into_body();
+    let began = Instant::now();
+    let mut last = None;
+    loop {
+        channel.append("x").await.unwrap();
+        let Some(text) = next(&mut body).await else { break };
+        last = Some(pairs(&text).pop().unwrap().1["streamNextOffset"].as_str().unwrap().parse::<Offset>().unwrap());
+        advance(Duration::from_millis(500)).await;
+        assert!(began.elapsed() < Duration::from_secs(62), "it would have gone on for ever");
+    }
+    assert!(began.elapsed() > Duration::from_secs(55), "{:?}", began.elapsed());
+    // And the next one goes on from there.
+    let seen = send(&layer(&comet), get(&format!("/s/a?offset={}", last.unwrap()))).await;
+    assert_eq!(seen.text(), "x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_source_comes_back_to_where_it_was() {
+    let comet = Comet::new();
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    channel.append("one").await.unwrap();
+    let layer = layer(&comet);
+    // The browser repeats the URL that it was made with, and says in a header where it was.
+    let mut body = open(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+    let id = events(&next(&mut body).await.unwrap()).pop().unwrap().id.unwrap();
+    drop(body);
+    channel.append("two").await.unwrap();
+    channel.close().await.unwrap();
+    for (uri, last, data) in [
+        ("/s/a?offset=-1&live=sse", &*id, "two"),
+        ("/s/a?offset=now&live=sse", &*id, "two"),
+        ("/s/a?offset=now&live=sse", "-1", "onetwo"),
+    ] {
+        let seen = send(&layer, ask(&format!("GET {uri}"), &[("last-event-id", last)], "")).await;
+        assert_eq!(pairs(seen.text())[0].0.as_deref(), Some(data), "{uri} {last}");
+    }
+    let read = send(&layer, ask("GET /s/a?offset=-1", &[("last-event-id", &id)], "")).await;
+    assert_eq!(read.text(), "onetwo", "it is for event streams alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_with_the_end_comes_before_it() {
+    const ROUNDS: usize = 2_000;
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let (mut at_once, mut parked) = (0, 0);
+    for round in 0..ROUNDS {
+        let channel = comet.channel(format!("/s/{round}"));
+        channel.create("application/json").await.unwrap();
+        let reader = tokio::spawn({
+            let layer = layer.clone();
+            async move { send(&layer, get(&format!("/s/{round}?offset=-1&live=sse"))).await }
+        });
+        // The end comes before, while and after the reader does.
+        for _ in 0..round % 40 {
+            std::hint::spin_loop();
+            tokio::task::yield_now().await;
+        }
+        channel.publish_last("the last").await.unwrap();
+        let seen = timeout(Duration::from_secs(20), reader).await.expect("it ends").unwrap();
+        let mut pairs = pairs(seen.text());
+        let (data, control) = pairs.pop().unwrap();
+        assert_eq!((data.as_deref(), &control["streamClosed"]), (Some("[\"the last\"]"), &true.into()), "{seen:?}");
+        match pairs.len() {
+            0 => at_once += 1,
+            1 => parked += 1,
+            _ => panic!("{seen:?}"),
+        }
+        channel.delete().await.unwrap();
+    }
+    println!("{at_once} read at once, {parked} were parked");
+    assert!(at_once > ROUNDS / 50 && parked > ROUNDS / 50, "no race: {at_once} {parked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_fell_out_of_the_history_is_let_go_and_told_when_it_comes_back() {
+    let comet = Comet::builder().retention(Retention::default().appends(3)).build();
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let layer = layer(&comet);
+    let mut body = open(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+    let here = pairs(&next(&mut body).await.unwrap()).pop().unwrap().1["streamNextOffset"].as_str().unwrap().to_owned();
+    for n in 0..10 {
+        channel.append(n.to_string()).await.unwrap();
+    }
+    assert_eq!(next(&mut body).await, None, "not a message is skipped in silence");
+    let seen = send(&layer, get(&format!("/s/a?offset={here}&live=sse"))).await;
+    assert_eq!((seen.status.as_u16(), &*seen.reason()), (410, "trimmed"));
+    let earliest = seen.header("stream-earliest-offset").unwrap();
+    channel.close().await.unwrap();
+    let seen = send(&layer, get(&format!("/s/a?offset={earliest}&live=sse"))).await;
+    assert_eq!(pairs(seen.text())[0].0.as_deref(), Some("789"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_turns_out_to_be_of_another_kind_is_told_of_anew() {
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let mut body = open(&layer, "/comet/a?offset=now&live=sse").await.into_body();
+    assert_eq!(pairs(&next(&mut body).await.unwrap()).len(), 1);
+    comet.channel("/comet/a").create(Create::new("image/png").content(vec![0xff, 0xd8])).await.unwrap();
+    assert_eq!(next(&mut body).await, None, "the head of this answer did not say base64");
+    let response = open(&layer, "/comet/a?offset=0000000000000000_0000000000000000&live=sse").await;
+    assert_eq!(response.headers()["stream-sse-data-encoding"], "base64");
+    assert_eq!(pairs(&next(&mut response.into_body()).await.unwrap())[0].0.as_deref(), Some("/9g="));
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_no_memory_beyond_its_channels_history() {
+    const APPEND: usize = 256 * 1024;
+    const KEPT: usize = 4;
+    const ROUNDS: usize = 400;
+    const READERS: usize = 10;
+    let comet = Comet::builder().retention(Retention::default().appends(KEPT).bytes(usize::MAX)).build();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let server = Server::start(layer.layer(Teapot)).await;
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut socket = server.connect().await;
+        socket
+            .write_all(b"GET /s/a?offset=now&live=sse HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut head = [0; 15];
+        socket.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        readers.push(socket);
+    }
+    until("all wait", || comet.waiters() == READERS).await;
+
+    let before = resident();
+    for _ in 0..ROUNDS {
+        channel.append(vec![b'x'; APPEND]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    // 100 MiB went by, and nobody has read on: the readers have stopped at what their sockets took.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let stats = comet.stats();
+    assert!(stats.history_bytes <= KEPT * (APPEND + 64), "{stats:?}");
+    if let (Some(before), Some(after)) = (before, resident()) {
+        let grown = after.saturating_sub(before);
+        println!("{} MiB went by, the process grew by {} MiB", (ROUNDS * APPEND) >> 20, grown >> 20);
+        // Each connection holds one event and hyper's buffer at the most: a reading of four appends, as text.
+        let bound = READERS * 3 * KEPT * APPEND + KEPT * APPEND;
+        assert!(grown < bound && grown < ROUNDS * APPEND, "grown by {grown} of {bound}");
+    }
+
+    // Who reads on gets what it was sent, and then the end; and who comes back is told that it missed something.
+    let mut client = Client::http1(server.addr).await;
+    for mut socket in readers {
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await.expect("it ends").ok();
+        let text = String::from_utf8_lossy(&rest);
+        let at = text.rfind("\nid:").expect("an event at the least") + 4;
+        let here = &text[at..at + 33];
+        let seen = client.send(get(&format!("/s/a?offset={here}&live=long-poll&timeout=0"))).await.unwrap();
+        assert_eq!((seen.status.as_u16(), &*seen.reason()), (410, "trimmed"), "{seen:?}");
+    }
+    until("nobody waits", || comet.waiters() == 0).await;
+}
+
+/// The resident memory of this process.
+fn resident() -> Option<usize> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    pages.split(' ').nth(1)?.parse::<usize>().ok().map(|pages| pages * 4096)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_the_tail_is_told_where_it_is() {
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let made = send(&layer, ask("PUT /s/a", &[("content-type", "application/json")], "[1]")).await;
+    let mut body = open(&layer, "/s/a?offset=now&live=sse").await.into_body();
+    let told = pairs(&next(&mut body).await.unwrap());
+    assert_eq!(
+        (told[0].0.as_deref(), told[0].1["streamNextOffset"].as_str()),
+        (None, made.header("stream-next-offset"))
+    );
+    settle().await;
+    send(&layer, post("/s/a", "application/json", "{\"a\": [2]}")).await;
+    assert_eq!(pairs(&next(&mut body).await.unwrap())[0].0.as_deref(), Some("[{\"a\": [2]}]"));
+}
