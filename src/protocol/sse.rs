@@ -114,17 +114,19 @@ impl EventStream {
                 control.write(&mut text);
                 text
             }
-            // The client comes back, and is told then.
-            Poll::Ready(_) => {
-                *this.finished = true;
-                return Poll::Ready(None);
-            }
-            Poll::Pending if !*this.told => {
+            // Even if it is over at once: who asked for "now" comes back to there, and misses nothing.
+            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !*this.told => {
+                *this.finished = ended.is_ready();
                 *this.told = true;
                 let mut text = String::new();
                 let next = this.wait.after();
                 Control { next, cursor: Some(cursor::next(*this.cursor)), up_to_date: true }.write(&mut text);
                 text
+            }
+            // The client comes back, and is told then.
+            Poll::Ready(_) => {
+                *this.finished = true;
+                return Poll::Ready(None);
             }
             Poll::Pending if this.beat.as_mut().poll(cx).is_ready() => ":\n\n".to_owned(),
             Poll::Pending => return Poll::Pending,

@@ -141,7 +141,7 @@ pub async fn settle() {
 pub async fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let started = std::time::Instant::now();
     while !happened() {
-        assert!(started.elapsed() < Duration::from_secs(20), "did not happen: {what}");
+        assert!(started.elapsed() < Duration::from_secs(60), "did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -177,7 +177,7 @@ pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
         }
         Ok(())
     };
-    let found = timeout(Duration::from_secs(20), reading).await.unwrap_or(Err("nothing more".to_owned()));
+    let found = timeout(Duration::from_secs(60), reading).await.unwrap_or(Err("nothing more".to_owned()));
     let read = String::from_utf8(read).expect("UTF-8");
     assert_eq!(found, Ok(()), "looking for {end:?} in {read:?}");
     read
@@ -185,7 +185,7 @@ pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
 
 /// Longer than anything may take that is bound to happen.
 pub async fn soon<F: Future>(future: F) -> F::Output {
-    timeout(Duration::from_secs(20), future).await.expect("soon")
+    timeout(Duration::from_secs(60), future).await.expect("soon")
 }
 
 /// A server on a free port of the loopback, with hyper-util's automatic choice of HTTP/1.1 and HTTP/2.
