@@ -5,25 +5,26 @@ mod support;
 
 use http::{Request, Response};
 use std::{
-    fmt,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 use support::{Client, Server, Teapot, get};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower::Service;
 use tower_comet::{Comet, CometLayer, Outcome, Retention, Route};
 use tower_layer::Layer;
 
 const CLIENTS: usize = 500;
-const BURSTS: usize = 40;
-const MESSAGES: usize = 2_000;
+const BURSTS: usize = 25;
+const MESSAGES: usize = 1_000;
 
 /// How requests ended, as the server saw it.
 #[derive(Debug, Default)]
@@ -93,32 +94,34 @@ impl<F> Drop for Counting<F> {
     }
 }
 
-impl<F> fmt::Debug for Counting<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counting").finish_non_exhaustive()
-    }
-}
-
 /// Polls until it has all messages; sometimes it goes away in the middle of that, and comes back where it was.
-async fn read_along(addr: std::net::SocketAddr, http2: bool, mut offset: String) -> Vec<usize> {
-    let connect = async || if http2 { Client::http2(addr).await } else { Client::http1(addr).await };
-    let (mut client, mut heard) = (connect().await, Vec::new());
+async fn read_along(addr: SocketAddr, http2: bool, mut offset: String) -> Vec<usize> {
+    let mut heard = Vec::new();
     while heard.len() < MESSAGES {
-        let wait = fastrand::u64(1..100);
-        let answer = client.send(get(&format!("/events/news?offset={offset}&live=long-poll&timeout=0.{wait:03}")));
-        let patience = if fastrand::u8(..) < 40 { fastrand::u64(0..40) } else { 60_000 };
-        let Ok(seen) = timeout(Duration::from_millis(patience), answer).await else {
-            // Perhaps there was an answer already, and it is lost: then it is asked for again.
-            client = connect().await;
-            continue;
-        };
-        let seen = seen.expect("an answer");
-        match seen.status.as_u16() {
-            200 => heard.extend(serde_json::from_slice::<Vec<usize>>(&seen.body).expect("an array of numbers")),
-            204 => assert_eq!(seen.offset().to_string(), offset, "a time-out is at the client's own offset"),
-            _ => panic!("{seen:?}"),
+        let mut client = if http2 { Client::http2(addr).await } else { Client::http1(addr).await };
+        for nth in 0.. {
+            let wait = fastrand::u64(1..200);
+            let answer = client.send(get(&format!("/events/news?offset={offset}&live=long-poll&timeout=0.{wait:03}")));
+            let patience = if fastrand::u8(..) < 40 { fastrand::u64(0..40) } else { 60_000 };
+            let seen = match timeout(Duration::from_millis(patience), answer).await {
+                Ok(Ok(seen)) => seen,
+                // So many come at once that the kernel has no room for them before they are accepted.
+                Ok(Err(_)) if nth == 0 => break,
+                Ok(Err(error)) => panic!("after {nth} answers: {error}"),
+                // Perhaps there was an answer already, and it is lost: then it is asked for again.
+                Err(_) => break,
+            };
+            match seen.status.as_u16() {
+                200 => heard.extend(serde_json::from_slice::<Vec<usize>>(&seen.body).expect("an array of numbers")),
+                204 => assert_eq!(seen.offset().to_string(), offset, "a time-out is at the client's own offset"),
+                _ => panic!("{seen:?}"),
+            }
+            offset = seen.offset().to_string();
+            if heard.len() >= MESSAGES {
+                break;
+            }
         }
-        offset = seen.offset().to_string();
+        sleep(Duration::from_millis(fastrand::u64(0..30))).await;
     }
     heard
 }
@@ -133,19 +136,23 @@ async fn every_client_has_every_message_exactly_once_and_in_order() {
 
     let news = comet.channel("/events/news");
     let start = news.tail().to_string();
+    // One in five over HTTP/2.
     let clients: Vec<_> =
         (0..CLIENTS).map(|n| tokio::spawn(read_along(server.addr, n % 5 == 0, start.clone()))).collect();
 
     // A plain thread, for which no client's turn has to end.
-    let publisher = std::thread::spawn({
+    let publisher = thread::spawn({
         let comet = comet.clone();
         move || {
             for burst in 0..BURSTS {
-                // However slow the machine: every other burst meets a crowd that waits, or has just timed out.
-                while burst % 2 == 0 && comet.waiters() < CLIENTS / 2 {
-                    std::thread::sleep(Duration::from_millis(1));
+                // Every other burst meets a crowd that waits, however slow the machine, and that has begun to time out; those
+                // between meet one that is still coming back.
+                if burst % 2 == 0 {
+                    while comet.waiters() < CLIENTS / 3 {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    thread::sleep(Duration::from_millis(fastrand::u64(0..200)));
                 }
-                std::thread::sleep(Duration::from_millis(fastrand::u64(0..60)));
                 for n in 0..MESSAGES / BURSTS {
                     news.publish(&(burst * (MESSAGES / BURSTS) + n)).wait().expect("room");
                 }
@@ -153,7 +160,7 @@ async fn every_client_has_every_message_exactly_once_and_in_order() {
         }
     });
     for client in clients {
-        let heard = timeout(Duration::from_secs(120), client).await.expect("in time").expect("no panic");
+        let heard = timeout(Duration::from_secs(180), client).await.expect("in time").expect("no panic");
         assert!(heard.into_iter().eq(0..MESSAGES));
     }
     publisher.join().expect("no panic");
@@ -162,7 +169,7 @@ async fn every_client_has_every_message_exactly_once_and_in_order() {
         [&ends.at_once, &ends.after_waiting, &ends.timed_out, &ends.dropped].map(|count| count.load(Relaxed));
     println!("{at_once} at once, {after_waiting} after waiting, {timed_out} timed out, {dropped} dropped");
     assert!(
-        at_once.min(after_waiting).min(timed_out).min(dropped) >= CLIENTS / 5,
+        at_once.min(after_waiting).min(timed_out).min(dropped) >= CLIENTS / 10,
         "a race that hardly happened: {ends:?}"
     );
     support::until("everybody has left", || comet.waiters() == 0).await;
