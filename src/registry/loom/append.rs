@@ -22,8 +22,9 @@ fn a_wait(registry: &Arc<Registry>) -> Waiting {
 
 /// Looks, lets go of the lock, and registers.
 fn a_wait_that_locks_twice(registry: &Arc<Registry>) -> Waiting {
-    let (registry, entry) = (registry.clone(), registry.map.enter(NAME));
+    // In this order: who looks at an entry that holds nothing takes it out of the map.
     let after = registry.tail(NAME);
+    let (registry, entry) = (registry.clone(), registry.map.enter(NAME));
     Box::new(move |cx| {
         let reading = registry.look(&entry, &mut entry.lock(), Start::After(after), ALL, 0).unwrap();
         if !reading.is_empty() {
