@@ -72,12 +72,17 @@ fn pairs(text: &str) -> Vec<(Option<String>, serde_json::Value)> {
     let mut pending = None;
     for event in events(text) {
         match &*event.kind {
-            "data" => assert!(pending.replace(event.data).is_none(), "two data events without a control: {text}"),
+            "data" => assert!(pending.replace(event).is_none(), "two data events without a control: {text}"),
             "control" => {
                 let control: serde_json::Value = serde_json::from_str(&event.data).unwrap();
                 assert_eq!(event.id.as_deref(), control["streamNextOffset"].as_str(), "{text}");
                 assert_ne!(control["streamCursor"].is_string(), control["streamClosed"] == true, "{text}");
-                pairs.push((pending.take(), control));
+                // Both have it, or a connection that breaks between the two would have a browser told the data again.
+                let data = pending.take().map(|data: Event| {
+                    assert_eq!(data.id, event.id, "{text}");
+                    data.data
+                });
+                pairs.push((data, control));
             }
             other => panic!("{other}"),
         }

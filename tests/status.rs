@@ -587,7 +587,10 @@ async fn event_streams() {
             assert!(seen.header("cache-control").unwrap().contains("no-cache"));
             let at = made.offset();
             let control = format!(r#"{{"streamClosed":true,"streamNextOffset":"{at}","upToDate":true}}"#);
-            assert_eq!(seen.text(), format!("event: data\n{data}\nevent: control\ndata:{control}\nid:{at}\n\n"));
+            assert_eq!(
+                seen.text(),
+                format!("event: data\nid:{at}\n{data}\nevent: control\ndata:{control}\nid:{at}\n\n")
+            );
         }
     }
 }

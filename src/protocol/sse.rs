@@ -109,7 +109,7 @@ impl EventStream {
                 let mut text = String::new();
                 let control = Control::new(&reading, *this.cursor);
                 if !reading.is_empty() {
-                    write_data(&mut text, reading.into_bytes(), *this.base64);
+                    write_data(&mut text, control.next, reading.into_bytes(), *this.base64);
                 }
                 control.write(&mut text);
                 text
@@ -168,8 +168,10 @@ impl Control {
     }
 }
 
-fn write_data(text: &mut String, data: Bytes, base64: bool) {
-    text.push_str("event: data\n");
+/// With an id of its own, and not only in the control event behind it: a browser's `EventSource` takes an event as soon
+/// as it is whole, and a connection that breaks between the two would have it told the same data again.
+fn write_data(text: &mut String, next: Offset, data: Bytes, base64: bool) {
+    text.push_str(&format!("event: data\nid:{next}\n"));
     if base64 {
         text.push_str("data:");
         BASE64_STANDARD.encode_string(&data, text);
@@ -224,12 +226,13 @@ mod tests {
         #[test]
         fn no_text_forges_an_event(text in "[a: \\n\\r]{0,30}|(event: control\ndata: x\n\n|[\\s\\S]){0,10}") {
             let mut written = String::new();
-            write_data(&mut written, Bytes::from(text.clone()), false);
+            write_data(&mut written, Offset::ZERO, Bytes::from(text.clone()), false);
             let normal = written.replace("\r\n", "\n").replace('\r', "\n");
             let events: Vec<_> = normal.split_terminator("\n\n").collect();
             prop_assert_eq!(events.len(), 1);
             let mut seen = events[0].split('\n');
             prop_assert_eq!(seen.next(), Some("event: data"));
+            prop_assert_eq!(seen.next(), Some(&*format!("id:{}", Offset::ZERO)));
             let data: Vec<_> = seen
                 .map(|line| line.strip_prefix("data:").expect("a data line"))
                 .map(|line| line.strip_prefix(' ').unwrap_or(line))
