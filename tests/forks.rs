@@ -94,6 +94,46 @@ async fn forks_of_forks_deleted_in_any_order_leave_no_memory() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forks_made_and_deleted_by_many_at_once_leave_no_memory() {
+    const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+    const STEPS: usize = 4_000;
+    let comet = comet();
+    let layer = layer(&comet);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let layer = layer.clone();
+        tasks.spawn(async move {
+            let mut seen = std::collections::BTreeMap::new();
+            let one = || NAMES[fastrand::usize(..NAMES.len())];
+            for _ in 0..STEPS {
+                let (what, answer) = match fastrand::u8(..10) {
+                    0 => ("create", send(&layer, ask(&format!("PUT /s/{}", one()), &[TEXT], "root")).await),
+                    1..5 => ("fork", fork(&layer, one(), one()).await),
+                    5 => ("append", send(&layer, post(&format!("/s/{}", one()), "text/plain", "more")).await),
+                    _ => ("delete", send(&layer, ask(&format!("DELETE /s/{}", one()), &[], "")).await),
+                };
+                *seen.entry((what, answer.status.as_u16())).or_insert(0) += 1;
+            }
+            seen
+        });
+    }
+    let mut seen = std::collections::BTreeMap::new();
+    while let Some(done) = tasks.join_next().await {
+        for (what, times) in done.unwrap() {
+            *seen.entry(what).or_insert(0) += times;
+        }
+    }
+    println!("{seen:?}");
+    for what in [("create", 201), ("fork", 201), ("fork", 404), ("fork", 409), ("delete", 204), ("delete", 410)] {
+        assert!(seen.get(&what).is_some_and(|times| *times > 20), "{what:?} hardly happened: {seen:?}");
+    }
+    for name in NAMES {
+        status(&layer, &format!("DELETE /s/{name}")).await;
+    }
+    assert_eq!((comet.stats().channels, comet.stats().history_bytes, comet.channels().count()), (0, 0, 0));
+}
+
 #[tokio::test]
 async fn a_fork_holds_what_its_source_held_and_goes_its_own_way() {
     let comet = comet();

@@ -1,7 +1,7 @@
 //! `PUT`: create, also as a fork (Durable Streams, sections 5.1 and 4.2).
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts, uri::Authority};
 use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
@@ -23,7 +23,7 @@ pub(super) struct Asked {
     lifetime: Option<Lifetime>,
     closed: bool,
     fork: Option<ForkAsked>,
-    authority: Option<String>,
+    authority: Option<Authority>,
     path: String,
     expects_continue: bool,
 }
@@ -38,13 +38,14 @@ struct ForkAsked {
 impl Asked {
     pub(super) fn parse(parts: &Parts) -> Result<Self, Problem> {
         let map = &parts.headers;
-        let host = map.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        // Nothing has looked at the header before: it is a client's text, and goes into `Location`.
+        let host = map.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         Ok(Self {
             content_type: append::content_type(map),
             lifetime: lifetime::parse(map)?,
             closed: headers::is_true(map, &headers::CLOSED),
             fork: ForkAsked::parse(map)?,
-            authority: parts.uri.authority().map(ToString::to_string).or(host),
+            authority: parts.uri.authority().cloned().or(host),
             path: parts.uri.path().to_owned(),
             expects_continue: expects_continue(map),
         })
@@ -128,10 +129,10 @@ fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes)
         Error::Gone(_) => Error::Conflict.into(),
         error => Problem::from(error),
     })?;
-    Ok(created(target, &done, asked.authority.as_deref(), &asked.path))
+    Ok(created(target, &done, asked.authority.as_ref(), &asked.path))
 }
 
-fn created(target: &Target, created: &Created, authority: Option<&str>, path: &str) -> Answer {
+fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = answer::empty(status, Outcome::Created);
     let map = answer.headers_mut();
