@@ -10,6 +10,7 @@
 //! | `--listen ADDR` | where to listen; otherwise the environment variable `LISTEN`, otherwise `127.0.0.1:3000` |
 //! | `--max-wait SECONDS` | how long a long-poll waits at most, 25 by default; fractions are fine |
 //! | `--http2` | HTTP/2 with prior knowledge beside HTTP/1.1 |
+//! | `--redis URL` | keep the logs on Redis, with `--features redis`; start several to see them share |
 //!
 //! What to try:
 //!
@@ -43,7 +44,7 @@ use tower_http::cors::{Any, CorsLayer};
 async fn main() -> Result<(), Box<dyn Error>> {
     let flags = Flags::parse(env::args().skip(1))?;
 
-    let comet = Comet::builder().retention(Retention::unbounded()).max_append(16 * 1024 * 1024).build();
+    let comet = flags.comet().await?;
     let streams = Route::strict()
         .max_wait(flags.max_wait)
         .create_by_anyone()
@@ -90,21 +91,34 @@ struct Flags {
     listen: String,
     max_wait: Duration,
     http2: bool,
+    redis: Option<String>,
 }
 
 impl Flags {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
         let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
-        let mut flags = Self { listen, max_wait: Duration::from_secs(25), http2: false };
+        let mut flags = Self { listen, max_wait: Duration::from_secs(25), http2: false, redis: None };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
             match &*arg {
                 "--listen" => flags.listen = value()?,
                 "--max-wait" => flags.max_wait = Duration::try_from_secs_f64(value()?.parse()?)?,
                 "--http2" => flags.http2 = true,
+                "--redis" => flags.redis = Some(value()?),
                 _ => return Err(format!("unknown flag {arg}").into()),
             }
         }
         Ok(flags)
+    }
+
+    async fn comet(&self) -> Result<Comet, Box<dyn Error>> {
+        let builder = Comet::builder().retention(Retention::unbounded()).max_append(16 * 1024 * 1024);
+        match &self.redis {
+            None => Ok(builder.build()),
+            #[cfg(feature = "redis")]
+            Some(url) => Ok(builder.redis(url).connect().await?),
+            #[cfg(not(feature = "redis"))]
+            Some(_) => Err("--redis needs `--features redis`".into()),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What is to be done to a channel, as a future.
 
+use bytes::Bytes;
 use std::{
     fmt,
     future::Future,
@@ -9,11 +10,12 @@ use std::{
     thread::{self, Thread},
 };
 
+use matchit::Router;
 use serde::Serialize;
 
 use crate::{
     Error, Offset,
-    engine::{Batch, Stamp},
+    engine::{Batch, Stamp, is_json},
     registry::{Append, Appended, Creation, Registry},
 };
 
@@ -32,21 +34,33 @@ pub struct Change {
     registry: Arc<Registry>,
     name: Arc<str>,
     what: Option<What>,
+    /// On its way to an engine elsewhere.
+    running: Option<Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>>,
 }
 
 enum What {
-    Append { batch: Result<Option<Batch>, Error>, close: bool, stamp: Option<Stamp> },
+    Append {
+        batch: Result<Option<Batch>, Error>,
+        close: bool,
+        stamp: Option<Stamp>,
+    },
+    /// Bytes for a channel whose type is not known before it is asked for.
+    Bytes(Bytes),
     Create(Box<Creation>),
     Delete,
 }
 
 impl Change {
     fn new(registry: Arc<Registry>, name: Arc<str>, what: What) -> Self {
-        Self { registry, name, what: Some(what) }
+        Self { registry, name, what: Some(what), running: None }
     }
 
     pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
         Self::new(registry, name, What::Append { batch: batch.map(Some), close: false, stamp: None })
+    }
+
+    pub(crate) fn bytes(registry: Arc<Registry>, name: Arc<str>, bytes: Bytes) -> Self {
+        Self::new(registry, name, What::Bytes(bytes))
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
@@ -103,28 +117,47 @@ impl Future for Change {
     /// # Panics
     ///
     /// If polled again after it was ready.
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let what = self.what.take().expect("`Change` polled after it was ready");
-        Poll::Ready(match what {
-            What::Append { batch, close, stamp } => batch.and_then(|batch| {
-                let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(self.registry.json()));
-                let append = Append { batch, create, close, stamp, ..Append::default() };
-                match self.registry.append(&self.name, &append)? {
-                    // Nothing is sent twice in process: somebody else has the same id and epoch.
-                    Appended { duplicate: true, accepted: Some((epoch, _)), .. } => Err(Error::Fenced { epoch }),
-                    appended => Ok(appended.tail),
-                }
-            }),
-            What::Create(creation) => self.registry.create(&self.name, &creation).map(|created| created.tail),
-            What::Delete => self.registry.delete(&self.name),
-        })
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Some(running) = &mut this.running {
+            return running.as_mut().poll(cx);
+        }
+        let what = this.what.take().expect("`Change` polled after it was ready");
+        let change = what.make(this.registry.clone(), this.name.clone());
+        if this.registry.remote().is_none() {
+            // All of it is done in one poll.
+            return pin!(change).poll(cx);
+        }
+        this.running.insert(Box::pin(change)).as_mut().poll(cx)
+    }
+}
+
+impl What {
+    async fn make(self, registry: Arc<Registry>, name: Arc<str>) -> Result<Offset, Error> {
+        let (batch, close, stamp) = match self {
+            Self::Append { batch, close, stamp } => (batch?, close, stamp),
+            Self::Bytes(bytes) => {
+                let known = registry.peek_at_it(&name).await?;
+                let json = known.is_none_or(|known| is_json(&known.content_type));
+                (Some(if json { Batch::json(&bytes) } else { Batch::bytes(bytes) }?), false, None)
+            }
+            Self::Create(creation) => return registry.create_it(&name, &creation).await.map(|created| created.tail),
+            Self::Delete => return registry.delete_it(&name).await,
+        };
+        let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(registry.json()));
+        let append = Append { batch, create, close, stamp, ..Append::default() };
+        match registry.append_to_it(&name, &append).await? {
+            // Nothing is sent twice in process: somebody else has the same id and epoch.
+            Appended { duplicate: true, accepted: Some((epoch, _)), .. } => Err(Error::Fenced { epoch }),
+            appended => Ok(appended.tail),
+        }
     }
 }
 
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match &self.what {
-            Some(What::Append { .. }) => "append",
+            Some(What::Append { .. } | What::Bytes(_)) => "append",
             Some(What::Create(_)) => "create",
             Some(What::Delete) => "delete",
             None => "done",
@@ -141,15 +174,16 @@ impl fmt::Debug for Change {
 #[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
 pub struct Broadcast {
     registry: Arc<Registry>,
-    ready: Option<Result<(matchit::Router<()>, Batch), Error>>,
+    ready: Option<Result<(Router<()>, Batch), Error>>,
+    running: Option<Pin<Box<dyn Future<Output = Result<usize, Error>> + Send>>>,
 }
 
 impl Broadcast {
     pub(crate) fn new<T: Serialize + ?Sized>(registry: Arc<Registry>, pattern: &str, value: &T) -> Self {
-        let mut router = matchit::Router::new();
+        let mut router = Router::new();
         let inserted = router.insert(pattern, ()).map_err(|error| Error::Pattern(error.into()));
         let ready = inserted.and_then(|()| Ok((router, Batch::value(value)?)));
-        Self { registry, ready: Some(ready) }
+        Self { registry, ready: Some(ready), running: None }
     }
 
     /// Blocks the thread until it is done: for code outside a runtime.
@@ -168,24 +202,32 @@ impl Future for Broadcast {
     /// # Panics
     ///
     /// If polled again after it was ready.
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let ready = self.ready.take().expect("`Broadcast` polled after it was ready");
-        Poll::Ready(ready.and_then(|(pattern, batch)| {
-            let (mut reached, mut full) = (0, None);
-            for name in self.registry.names().filter(|name| pattern.at(name).is_ok()) {
-                let create = Some(self.registry.json());
-                let append = Append { batch: Some(&batch), create, ..Append::default() };
-                match self.registry.append(&name, &append) {
-                    Ok(_) => reached += 1,
-                    // Not meant, or too late.
-                    Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}
-                    Err(Error::Full(limit)) => full = Some(limit),
-                    Err(error) => return Err(error),
-                }
-            }
-            full.map_or(Ok(reached), |limit| Err(Error::Full(limit)))
-        }))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Some(running) = &mut this.running {
+            return running.as_mut().poll(cx);
+        }
+        let ready = this.ready.take().expect("`Broadcast` polled after it was ready");
+        let broadcast = broadcast(this.registry.clone(), ready);
+        this.running.insert(Box::pin(broadcast)).as_mut().poll(cx)
     }
+}
+
+async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), Error>) -> Result<usize, Error> {
+    let (pattern, batch) = ready?;
+    let (mut reached, mut full) = (0, None);
+    for name in registry.all_names().await?.iter().filter(|name| pattern.at(name).is_ok()) {
+        let create = Some(registry.json());
+        let append = Append { batch: Some(&batch), create, ..Append::default() };
+        match registry.append_to_it(name, &append).await {
+            Ok(_) => reached += 1,
+            // Not meant, or too late.
+            Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}
+            Err(Error::Full(limit)) => full = Some(limit),
+            Err(error) => return Err(error),
+        }
+    }
+    full.map_or(Ok(reached), |limit| Err(Error::Full(limit)))
 }
 
 impl fmt::Debug for Broadcast {

@@ -88,6 +88,9 @@ impl Channel {
     /// ```
     pub fn append(&self, bytes: impl Into<Bytes>) -> Change {
         let bytes = bytes.into();
+        if self.registry.remote().is_some() {
+            return Change::bytes(self.registry.clone(), self.name.clone(), bytes);
+        }
         // The type is looked at now, as the encoding is done now; the append itself checks that it still holds.
         let known = self.registry.peek(&self.name).ok().flatten();
         let json = known.is_none_or(|known| is_json(&known.content_type));

@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    Broadcast, Channel, Retention,
+    Broadcast, Channel, Retention, Unhealthy,
     registry::{Drained, Limits, Registry},
 };
 
@@ -192,6 +192,30 @@ impl Comet {
     }
 }
 
+impl Comet {
+    #[cfg(feature = "redis")]
+    pub(crate) fn with(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
+    /// Whether the engine that keeps the logs can be reached, for a readiness probe. With the logs in memory it always can.
+    ///
+    /// While it cannot, parked requests stay parked, the application's own requests pass through, and what needs the engine is
+    /// answered 503 with a `Retry-After`.
+    ///
+    /// # Errors
+    ///
+    /// For how long it has been out of reach, and why.
+    ///
+    /// ```
+    /// # use tower_comet::Comet;
+    /// assert!(Comet::new().health().is_ok());
+    /// ```
+    pub fn health(&self) -> Result<(), Unhealthy> {
+        self.registry.health()
+    }
+}
+
 impl Default for Comet {
     fn default() -> Self {
         Self::new()
@@ -277,6 +301,16 @@ impl CometBuilder {
     pub fn max_name(mut self, bytes: usize) -> Self {
         self.limits.name = bytes;
         self
+    }
+
+    /// Keeps the logs on Redis or Valkey, by a URL: `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS with the
+    /// feature `redis-rustls`.
+    ///
+    /// Several processes with one Redis have the same channels: see [`RedisBuilder`](crate::RedisBuilder).
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn redis(self, url: &str) -> crate::RedisBuilder {
+        crate::RedisBuilder::new(self.limits, self.retention, url)
     }
 
     /// Makes the channels.

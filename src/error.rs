@@ -6,7 +6,7 @@ use crate::Gone;
 
 type Source = Box<dyn error::Error + Send + Sync>;
 
-/// Why a channel did not do what it was asked to. Nothing was changed.
+/// Why a channel did not do what it was asked to. Nothing was changed, save where [`Uncertain`](Self::Uncertain) says so.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -63,6 +63,13 @@ pub enum Error {
     Full(Limit),
     /// [`Comet::close`](crate::Comet::close) was called: nothing waits any more.
     ShutDown,
+    /// The logs are kept elsewhere, and out of reach: nothing was done.
+    Unreachable,
+    /// The logs are kept elsewhere, and the connection was lost before the answer: whether it was done is not known. To do it again is
+    /// safe for a [`Producer`](crate::Producer), and for what changes nothing the second time.
+    Uncertain,
+    /// The engine that keeps the logs does not do this: forks, on Redis.
+    Unsupported,
 }
 
 impl fmt::Display for Error {
@@ -89,6 +96,9 @@ impl fmt::Display for Error {
             Self::Gone(gone) => fmt::Display::fmt(gone, f),
             Self::Full(limit) => fmt::Display::fmt(limit, f),
             Self::ShutDown => f.write_str("the registry of channels was closed"),
+            Self::Unreachable => f.write_str("the logs are out of reach; nothing was done"),
+            Self::Uncertain => f.write_str("the logs went out of reach; whether it was done is not known"),
+            Self::Unsupported => f.write_str("this is not done by the engine that keeps the logs"),
         }
     }
 }

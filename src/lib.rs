@@ -116,6 +116,8 @@ mod name;
 mod outcome;
 mod producer;
 mod protocol;
+#[cfg(feature = "redis")]
+mod redis;
 mod registry;
 mod route;
 mod routes;
@@ -129,12 +131,19 @@ pub use change::{Broadcast, Change};
 pub use channel::Channel;
 pub use comet::{Comet, CometBuilder, Stats};
 pub use create::Create;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use engine::RedisError;
 pub use engine::{Gone, Offset, ParseOffsetError, Reason, Retention};
 pub use error::{Error, Limit};
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
 pub use outcome::Outcome;
 pub use producer::Producer;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use redis::RedisBuilder;
+pub use registry::Unhealthy;
 pub use route::Route;
 pub use service::CometService;
 pub use subscription::{Message, Subscription};

@@ -53,9 +53,9 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(registry: Arc<Registry>, name: Arc<str>, start: Start) -> Self {
-        // "From now" is decided now, not when `recv` is called.
+        // "From now" is decided now, not when `recv` is called; unless somebody else has to be asked what now is.
         let place = match start {
-            Start::Tail => Start::After(registry.tail(&name)),
+            Start::Tail if registry.remote().is_none() => Start::After(registry.tail(&name)),
             start => start,
         };
         Self { registry, name, place, pending: VecDeque::new() }
@@ -98,13 +98,15 @@ impl Subscription {
     }
 
     /// One append, or the end of the stream as an empty reading; `None` to look again.
-    async fn next_append(&self) -> Result<Option<Reading>, Error> {
+    async fn next_append(&mut self) -> Result<Option<Reading>, Error> {
         // The least that a read gives is one append.
         const ONE: usize = 0;
-        let reading = self.registry.read(&self.name, self.place, ONE).map_err(Error::Gone)?;
+        let reading = self.registry.read_on(&self.name, self.place, ONE).await?;
         if !reading.is_empty() || reading.closed {
             return Ok(Some(reading));
         }
+        // If this is dropped and asked for again, it goes on from here.
+        self.place = Start::After(reading.next);
         let existed = reading.content_type.is_some();
         if self.registry.is_closing() {
             return Err(Error::ShutDown);

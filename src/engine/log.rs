@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces};
+use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces, replica};
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
 const ENTRY_COST: usize = 64;
@@ -25,6 +25,8 @@ pub(crate) struct Log {
     /// When it was last appended to, closed, or made.
     written: u64,
     writers: Option<Box<Writers>>,
+    /// It is kept elsewhere, and this is what this process holds of it.
+    pub(super) replica: bool,
 }
 
 #[derive(Clone)]
@@ -51,6 +53,7 @@ impl Log {
             closed: false,
             written: now,
             writers: None,
+            replica: false,
         }
     }
 
@@ -157,7 +160,7 @@ impl Log {
         before
     }
 
-    fn drop_oldest(&mut self, count: usize) {
+    pub(super) fn drop_oldest(&mut self, count: usize) {
         if count == 0 {
             return;
         }
@@ -228,7 +231,8 @@ impl Log {
         if offset == self.floor || (offset == self.origin && untrimmed) {
             return Ok(0);
         }
-        let ours = offset.fingerprint() == self.id || offset == self.origin;
+        let alike = if self.replica { replica::SHARED } else { !0 };
+        let ours = (offset.fingerprint() ^ self.id) & alike == 0 || offset == self.origin;
         match offset.position().checked_sub(self.floor.position()) {
             // Below the floor, where the fingerprints of the entries are no longer known.
             None | Some(0) if ours => Err(Reason::Trimmed),

@@ -10,6 +10,11 @@ mod log;
 mod media_type;
 mod offset;
 mod reading;
+#[cfg(feature = "redis")]
+mod redis;
+mod remote;
+mod replica;
+mod request;
 mod retention;
 mod writers;
 
@@ -20,5 +25,11 @@ pub(crate) use log::Log;
 pub(crate) use media_type::{check_media_type, is_inert, is_json, is_text, same_type};
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use reading::{Reading, Start};
+#[cfg(feature = "redis")]
+pub(crate) use redis::Redis;
+#[cfg(feature = "redis")]
+pub use redis::RedisError;
+pub(crate) use remote::{Answer, Feed, Notice, Page, PageEntry, Place, Remote, Touch};
+pub(crate) use request::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use writers::{Admission, Stamp, Writers};

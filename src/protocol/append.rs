@@ -67,12 +67,12 @@ where
 {
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
     let bytes = receive(target, expects_continue, body).await?;
-    append(target, &asked?, bytes)
+    append(target, &asked?, bytes).await
 }
 
-fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
+async fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
     let Target { registry, route, name, .. } = target;
-    let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes)?) };
+    let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes).await?) };
     let append = Append {
         batch: batch.as_ref(),
         content_type: asked.content_type.as_deref(),
@@ -82,16 +82,19 @@ fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Proble
         seq: asked.seq.as_deref(),
         stamp: asked.stamp.as_ref(),
     };
-    match registry.append(name, &append) {
+    match registry.append_to_it(name, &append).await {
         Ok(done) => Ok(appended(&done, batch.is_some())),
-        Err(Error::Closed) => Err(Problem::closed(registry.tail(name))),
+        Err(Error::Closed) => {
+            let end = registry.peek_at_it(name).await?.map(|channel| channel.tail);
+            Err(Problem::closed(end.unwrap_or_else(|| registry.origin(name))))
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 /// The content, if it is of the channel's type. That, and whether the stream has ended, is seen before the content is
-/// looked into, and by the registry once more, under its lock.
-fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
+/// looked into, and by the registry once more, in the same step as the append.
+async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
     if bytes.is_empty() {
         return Err(Problem::bad_request("empty", "there is nothing to append"));
     }
@@ -99,21 +102,27 @@ fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem>
         return Err(Problem::bad_request("content-type", "an append says its `Content-Type`"));
     };
     check_media_type(content_type)?;
-    let channel = target.registry.peek(&target.name).map_err(|gone| Problem::gone(&gone))?;
-    // Nothing is said of the content to a stream that has ended: the registry says that.
-    if channel.as_ref().is_none_or(|channel| !channel.closed) {
-        let holds = match &channel {
-            Some(channel) => &channel.content_type,
-            None if target.route.strict => return Err(Problem::not_found()),
-            None => &target.route.content_type,
-        };
-        if !same_type(content_type, holds) {
-            return Err(Error::ContentType { holds: holds.to_string() }.into());
+    let batch = || if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes.clone()) };
+    if target.registry.remote().is_some() {
+        // The engine is asked what the channel is only if there is something to object to.
+        if let Ok(batch) = batch() {
+            return Ok(batch);
         }
-    } else {
+    }
+    let channel = target.registry.peek_at_it(&target.name).await?;
+    // Nothing is said of the content to a stream that has ended: the registry says that.
+    if channel.as_ref().is_some_and(|channel| channel.closed) {
         return Ok(Batch::bytes(bytes)?);
     }
-    Ok(if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes) }?)
+    let holds = match &channel {
+        Some(channel) => &channel.content_type,
+        None if target.route.strict => return Err(Problem::not_found()),
+        None => &target.route.content_type,
+    };
+    if !same_type(content_type, holds) {
+        return Err(Error::ContentType { holds: holds.to_string() }.into());
+    }
+    Ok(batch()?)
 }
 
 /// 200 for what a producer has appended now, 204 for everything else.

@@ -98,7 +98,7 @@ where
     };
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
     let content = receive(target, expects_continue, body).await?;
-    create(target, asked?, source, content)
+    create(target, asked?, source, content).await
 }
 
 /// The name of the channel to fork, by the route of its path, if that lets this request read it. That it does not, and that
@@ -114,7 +114,7 @@ async fn source(target: &Target, path: &str, mut parts: Parts) -> Result<String,
     }
 }
 
-fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
+async fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
     let default = &target.route.content_type;
     let content_type = asked.content_type.map(Arc::from).or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
@@ -124,7 +124,7 @@ fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes)
     let fork =
         asked.fork.zip(source).map(|(fork, source)| Fork { source: source.into(), at: fork.at, part: fork.part });
     let creation = Creation { content_type, lifetime: asked.lifetime, closed: asked.closed, content, fork };
-    let done = target.registry.create(&target.name, &creation).map_err(|error| match error {
+    let done = target.registry.create_it(&target.name, &creation).await.map_err(|error| match error {
         // A path that is there in another way, or was: the protocol has one answer for both.
         Error::Gone(_) => Error::Conflict.into(),
         error => Problem::from(error),

@@ -5,8 +5,8 @@ use http::StatusCode;
 use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
 use crate::Outcome;
 
-pub(super) fn answer(target: &Target) -> Result<Answer, Problem> {
-    let channel = target.registry.peek(&target.name).map_err(|gone| Problem::gone(&gone))?;
+pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
+    let channel = target.registry.peek_at_it(&target.name).await?;
     let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
     let map = answer.headers_mut();
     match channel {

@@ -71,11 +71,13 @@ where
             let asked = query::Asked::parse(&parts, target.route.strict);
             let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
             target.permitted(&[Action::Read], parts, move |target| match asked {
-                Ok(asked) => read::reply(&target, &asked, seen.as_ref()),
+                Ok(asked) => read::reply(target, asked, seen),
                 Err(problem) => target.reply(Err(problem)),
             })
         }
-        Method::HEAD => target.permitted(&[Action::Read], parts, |target| target.reply(head::answer(&target))),
+        Method::HEAD => target.permitted(&[Action::Read], parts, |target| {
+            Reply::Later(Box::pin(async move { target.reply(head::answer(&target).await) }))
+        }),
         Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
             let asked = append::Asked::parse(&parts.headers);
             let actions = append::actions(&parts.headers, &body);
@@ -90,9 +92,9 @@ where
                 Reply::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
             })
         }
-        Method::DELETE if !target.route.delete.is_shut() => {
-            target.permitted(&[Action::Delete], parts, |target| target.reply(delete::answer(&target)))
-        }
+        Method::DELETE if !target.route.delete.is_shut() => target.permitted(&[Action::Delete], parts, |target| {
+            Reply::Later(Box::pin(async move { target.reply(delete::answer(&target).await) }))
+        }),
         _ => target.reply(Err(Problem::method_not_allowed(&target.route))),
     }
 }

@@ -167,6 +167,9 @@ impl From<Error> for Problem {
             Error::Gone(gone) => Self::gone(&gone),
             Error::Full(limit) => Self::full(limit),
             Error::ShutDown => Self::shut_down(),
+            Error::Unreachable => Self::unavailable("unreachable", detail),
+            Error::Uncertain => Self::unavailable("uncertain", detail),
+            Error::Unsupported => Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", detail),
             Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
         }
     }

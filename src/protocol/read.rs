@@ -10,17 +10,33 @@ use super::{
     sse,
 };
 use crate::{
-    Outcome,
-    engine::{Gone, Reason, Start},
+    Error, Outcome,
+    engine::{Gone, Reading, Reason, Start},
 };
 
-pub(super) fn reply(target: &Target, asked: &Asked, seen: Option<&HeaderValue>) -> Reply {
-    let reading = match target.registry.read(&target.name, asked.start, target.route.max_chunk) {
+pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> Reply {
+    if target.registry.remote().is_none() {
+        let read = target.registry.read(&target.name, asked.start, target.route.max_chunk).map_err(Error::Gone);
+        return go_on(&target, &asked, read, seen.as_ref());
+    }
+    Reply::Later(Box::pin(async move {
+        let (name, limit) = (&target.name, target.route.max_chunk);
+        let read = match asked.live {
+            None => target.registry.read_it(name, asked.start, limit).await,
+            Some(_) => target.registry.read_on(name, asked.start, limit).await,
+        };
+        go_on(&target, &asked, read, seen.as_ref())
+    }))
+}
+
+fn go_on(target: &Target, asked: &Asked, read: Result<Reading, Error>, seen: Option<&HeaderValue>) -> Reply {
+    let reading = match read {
         Ok(reading) if reading.content_type.is_none() && target.route.strict => {
             return target.reply(Err(Problem::not_found()));
         }
         Ok(reading) => reading,
-        Err(gone) => return target.reply(Err(gone_or_unknown(target, &gone))),
+        Err(Error::Gone(gone)) => return target.reply(Err(gone_or_unknown(target, &gone))),
+        Err(error) => return target.reply(Err(error.into())),
     };
     match asked.live {
         Some(Live::LongPoll) if reading.is_empty() && !reading.closed => {

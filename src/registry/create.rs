@@ -1,10 +1,9 @@
 //! Creating a channel, also as a fork of another (Durable Streams, sections 5.1 and 4.2).
 
-use bytes::Bytes;
 use std::sync::Arc;
 
 use super::{
-    Lifetime, Registry,
+    Created, Creation, Fork, Lifetime, Registry,
     entry::{Entry, Kept, Origin, Parent, State},
     origin::Bucket,
     waiters::Woken,
@@ -13,38 +12,6 @@ use crate::{
     Error,
     engine::{Batch, Branch, Log, Offset, Start, check_media_type, same_type},
 };
-
-/// How a channel is to be created.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Creation {
-    /// A fork may leave it to its source.
-    pub(crate) content_type: Option<Arc<str>>,
-    /// A fork may leave it to its source.
-    pub(crate) lifetime: Option<Lifetime>,
-    pub(crate) closed: bool,
-    pub(crate) content: Bytes,
-    pub(crate) fork: Option<Fork>,
-}
-
-/// What a fork begins with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fork {
-    pub(crate) source: Arc<str>,
-    /// The source's tail, if it is not said.
-    pub(crate) at: Option<Start>,
-    /// How much of the append that follows, in messages or bytes.
-    pub(crate) part: u64,
-}
-
-/// A channel that is there now.
-#[derive(Clone, Debug)]
-pub(crate) struct Created {
-    pub(crate) tail: Offset,
-    pub(crate) closed: bool,
-    pub(crate) content_type: Arc<str>,
-    /// It was not there before.
-    pub(crate) fresh: bool,
-}
 
 impl Registry {
     /// Makes a channel that stays until it is deleted or its lifetime is over. One that is there already must have been
@@ -120,18 +87,7 @@ impl Registry {
             self.usage.leave_channel();
             return Err(Error::Full(limit));
         }
-        let kept = state.log.insert(Box::new(Kept {
-            log,
-            bucket,
-            explicit: false,
-            lifetime: Lifetime::Unbounded,
-            until: None,
-            touched: now,
-            due: None,
-            forks: 0,
-            buried: false,
-            origin: None,
-        }));
+        let kept = state.log.insert(Box::new(Kept::new(log, bucket, now)));
         self.queue(kept, entry);
         Ok(kept)
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Fork, Lifetime, origin::Bucket, waiters::Waiters};
+use super::{Fork, Lifetime, follow::Follow, origin::Bucket, waiters::Waiters};
 use crate::{
     engine::Log,
     sync::{Mutex, MutexGuard},
@@ -18,6 +18,8 @@ pub(super) struct State {
     /// What was appended; `None` while nobody has made the channel.
     pub(super) log: Option<Box<Kept>>,
     pub(super) waiters: Waiters,
+    /// Whether what is published elsewhere is heard here.
+    pub(super) follow: Option<Box<Follow>>,
     /// Out of the map: whoever still finds this entry looks its name up again.
     pub(super) vacated: bool,
 }
@@ -40,6 +42,23 @@ pub(super) struct Kept {
     /// Deleted, but its name is taken for as long as it has forks.
     pub(super) buried: bool,
     pub(super) origin: Option<Box<Origin>>,
+}
+
+impl Kept {
+    pub(super) fn new(log: Log, bucket: Bucket, now: u64) -> Self {
+        Self {
+            log,
+            bucket,
+            explicit: false,
+            lifetime: Lifetime::Unbounded,
+            until: None,
+            touched: now,
+            due: None,
+            forks: 0,
+            buried: false,
+            origin: None,
+        }
+    }
 }
 
 /// Where a fork comes from.
@@ -72,7 +91,7 @@ impl Entry {
 impl State {
     /// Nothing is left that would be missed.
     pub(super) fn is_vacant(&self) -> bool {
-        self.log.is_none() && self.waiters.len() == 0
+        self.log.is_none() && self.follow.is_none() && self.waiters.len() == 0
     }
 }
 

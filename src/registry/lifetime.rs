@@ -1,23 +1,12 @@
 //! How long a channel lives by itself (Durable Streams, section 7).
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::{
-    Registry,
+    Lifetime, Registry,
     entry::{Kept, State},
     millis,
 };
-
-/// How long a channel lives by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Lifetime {
-    #[default]
-    Unbounded,
-    /// Until nobody has read, waited on or written it for so long: `Stream-TTL`.
-    Idle(Duration),
-    /// Until then: `Stream-Expires-At`.
-    Until(SystemTime),
-}
 
 impl Registry {
     /// The log of a channel, if there is one that lives.

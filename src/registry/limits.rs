@@ -44,6 +44,7 @@ impl Default for Limits {
 pub(crate) struct Usage {
     waits: AtomicUsize,
     channels: Counter,
+    followed: Counter,
     history: Counter,
     appends: AtomicU64,
     delivered: AtomicU64,
@@ -55,6 +56,7 @@ impl Usage {
         Self {
             waits: AtomicUsize::new(0),
             channels: Counter::new(0),
+            followed: Counter::new(0),
             history: Counter::new(0),
             appends: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
@@ -106,6 +108,20 @@ impl Usage {
     pub(super) fn admit_channel(&self, limits: &Limits) -> Result<(), Limit> {
         let admit = |channels| (channels < limits.channels).then_some(channels + 1);
         self.channels.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
+    }
+
+    /// Counts a channel whose log is kept elsewhere.
+    pub(super) fn count_channel(&self) {
+        self.channels.fetch_add(1, Relaxed);
+    }
+
+    /// Counts one more channel that is followed, and says how many there were.
+    pub(super) fn admit_followed(&self) -> usize {
+        self.followed.fetch_add(1, Relaxed)
+    }
+
+    pub(super) fn leave_followed(&self) {
+        self.followed.fetch_sub(1, Relaxed);
     }
 
     pub(super) fn leave_channel(&self) {

@@ -11,6 +11,8 @@
 //! | `waiters` | the list of wakers |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `closing` | ending all waits, at once or spread over time |
+//! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
+//! | `follow`, `tend`, `health` | what is held here of logs that are kept elsewhere |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `origin` | what stands for the tail of a channel that nobody has made |
 //! | `limits` | what may grow, and how far |
@@ -23,6 +25,9 @@ mod create;
 mod delete;
 mod entry;
 mod expiry;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is followed"))]
+mod follow;
+mod health;
 mod lifetime;
 mod limits;
 #[cfg(all(test, comet_loom))]
@@ -32,27 +37,37 @@ mod map;
 mod model;
 mod origin;
 mod read;
+#[cfg(feature = "redis")]
+mod tend;
 mod wait;
 mod waiters;
+mod wherever;
 mod write;
 
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-use crate::{Error, engine::Retention};
+use crate::{
+    Error,
+    engine::{Remote, Retention},
+};
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
 use expiry::Expiries;
+use follow::Asked;
+use health::Health;
 use map::Map;
 use origin::Origins;
 
+pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub(crate) use closing::Drained;
-pub(crate) use create::{Created, Creation, Fork};
-pub(crate) use lifetime::Lifetime;
+pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
+pub(crate) use read::Peek;
+#[cfg(feature = "redis")]
+pub(crate) use tend::tend;
 pub(crate) use wait::{Ended, Wait};
-pub(crate) use write::{Append, Appended};
 
 /// All channels of one [`Comet`](crate::Comet).
 pub(crate) struct Registry {
@@ -64,6 +79,10 @@ pub(crate) struct Registry {
     expiries: Expiries,
     orphans: Orphans,
     closing: Closing,
+    /// The engine that keeps the logs, if that is not this process.
+    remote: Option<Arc<dyn Remote>>,
+    asked: Asked,
+    health: Health,
     began: Instant,
     /// The type of a channel that nobody gave another.
     json: Arc<str>,
@@ -80,9 +99,17 @@ impl Registry {
             expiries: Expiries::new(),
             orphans: Orphans::new(),
             closing: Closing::new(),
+            remote: None,
+            asked: Asked::nothing(),
+            health: Health::well(),
             began: Instant::now(),
             json: "application/json".into(),
         }
+    }
+
+    /// Channels whose logs are kept elsewhere. Nothing is heard of them until they are [tended](tend) to.
+    pub(crate) fn elsewhere(limits: Limits, retention: Retention, remote: Arc<dyn Remote>) -> Self {
+        Self { remote: Some(remote), health: Health::unknown(), ..Self::new(limits, retention) }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

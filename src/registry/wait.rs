@@ -10,11 +10,13 @@ use tokio::time::Instant;
 use super::{
     Registry,
     entry::Entry,
+    follow::Stage,
     waiters::{Key, Standing, Woken},
 };
 use crate::{
     Error, Limit,
-    engine::{Gone, Offset, Reading, Reason, Start},
+    engine::{Answer, Gone, Offset, Page, Place, Reading, Reason, Start, Touch},
+    sync::Mutex,
 };
 
 /// A wait for whatever comes after an offset. It has no clock: who polls it says when its time is over.
@@ -32,7 +34,12 @@ pub(crate) struct Wait {
     admitted: bool,
     /// The channel was last seen to end at a fixed time.
     dated: bool,
+    /// What the engine that keeps the log is asked, if what is held here does not tell.
+    question: Option<Box<Question>>,
 }
+
+/// Never locked: it makes a wait `Sync` without making the engine's futures so.
+struct Question(Mutex<Answer<'static, Option<Page>>>);
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -55,7 +62,8 @@ impl Wait {
     /// A wait for what comes after a place that a reading gave; `existed` says whether that found a channel.
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         let entry = registry.map.enter(name);
-        Self { registry, entry, after, key: None, existed, admitted: false, dated: false }
+        let key = None;
+        Self { registry, entry, after, key, existed, admitted: false, dated: false, question: None }
     }
 
     /// Goes on after what a poll of it has found.
@@ -97,7 +105,10 @@ impl Wait {
     ///
     /// The log is looked at *before* `expired` is: what was appended in the microsecond before the time
     /// was over is an answer, and a time-out never skips it.
-    pub(crate) fn poll(&mut self, cx: &Context<'_>, expired: bool, limit: usize) -> Poll<Ended> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, expired: bool, limit: usize) -> Poll<Ended> {
+        if let Some(answered) = self.poll_question(cx) {
+            return Poll::Ready(answered);
+        }
         // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
         let _replaced;
         let now = self.registry.now();
@@ -113,10 +124,27 @@ impl Wait {
                 self.entry = self.registry.map.enter(self.entry.name());
                 continue;
             }
+            if self.registry.remote().is_some() {
+                // Out of reach, it is not heard of; but then it times out at its own place.
+                let _ = self.registry.follow(&self.entry, &mut state);
+            }
             let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
                 Ok(reading) if reading.is_empty() && !reading.closed => reading,
                 Ok(reading) => return Poll::Ready(Ended::Read(reading)),
-                Err(gone) => return Poll::Ready(self.ended_by(gone)),
+                Err(gone) if self.registry.remote().is_none() => return Poll::Ready(self.ended_by(gone)),
+                Err(_) => {
+                    // What is held here does not tell. If that is all there was to hear, the engine will.
+                    let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
+                    if live && self.question.is_none() {
+                        drop(state);
+                        self.ask(limit);
+                        if let Some(answered) = self.poll_question(cx) {
+                            return Poll::Ready(answered);
+                        }
+                        continue;
+                    }
+                    Reading::unknown(self.after)
+                }
             };
             let standing = self.key.map(|key| state.waiters.standing(key));
             let released = match standing {
@@ -147,10 +175,45 @@ impl Wait {
         }
     }
 
-    /// A log that was there when the wait began and is not any more was deleted.
+    /// Asks the engine what there is.
+    fn ask(&mut self, limit: usize) {
+        let Some(remote) = self.registry.remote().cloned() else { return };
+        let (name, place) = (self.entry.name().to_owned(), Place::From(Start::After(self.after)));
+        let answer = async move { remote.read(&name, place, limit, Touch::Yes).await };
+        self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
+    }
+
+    /// What the engine has answered, if that ends the wait.
+    fn poll_question(&mut self, cx: &mut Context<'_>) -> Option<Ended> {
+        let question = self.question.as_mut()?;
+        let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
+        self.question = None;
+        match answer {
+            Ok(Some(page)) => {
+                let reading = self.registry.reading(page);
+                if !reading.is_empty() || reading.closed {
+                    return Some(Ended::Read(reading));
+                }
+            }
+            Ok(None) => {
+                let origin = self.registry.origin(self.entry.name());
+                return Some(self.ended_by(Gone::new(Reason::Unknown, origin, origin)));
+            }
+            Err(Error::Gone(gone)) => return Some(self.ended_by(gone)),
+            Err(_) => {}
+        }
+        // The log ends where this wait began, and what is held here does not: it is to be read.
+        let mut state = self.entry.lock();
+        self.registry.doubt(&self.entry, &mut state);
+        None
+    }
+
+    /// A log that was there when the wait began and is not any more was deleted. One that is kept elsewhere may have been lost,
+    /// or rolled back.
     fn ended_by(&self, gone: Gone) -> Ended {
         match gone.reason() {
-            Reason::Unknown | Reason::OtherLog | Reason::Deleted if self.existed => Ended::Deleted,
+            Reason::Unknown | Reason::Deleted if self.existed => Ended::Deleted,
+            Reason::OtherLog if self.existed && self.registry.remote().is_none() => Ended::Deleted,
             _ => Ended::Gone(gone),
         }
     }

@@ -3,43 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Registry,
+    Append, Appended, Registry,
     entry::{Entry, Kept, State},
     waiters::Woken,
 };
 use crate::{
     Error,
-    engine::{Admission, Batch, Log, Offset, Reason, Stamp, Writers, same_type},
+    engine::{Admission, Batch, Log, Reason, Stamp, Writers, same_type},
 };
-
-/// What is to be appended, and on which terms.
-#[derive(Debug, Default)]
-pub(crate) struct Append<'a> {
-    /// Without it, the stream is only closed.
-    pub(crate) batch: Option<&'a Batch>,
-    /// The type that the sender says the content has. In process nothing is said: the channel's is meant.
-    pub(crate) content_type: Option<&'a str>,
-    /// The type to make an unknown channel with. Without it, unknown is an error.
-    pub(crate) create: Option<&'a Arc<str>>,
-    /// End the stream with this.
-    pub(crate) close: bool,
-    /// `Stream-Seq`.
-    pub(crate) seq: Option<&'a str>,
-    /// Which message of which producer this is.
-    pub(crate) stamp: Option<&'a Stamp>,
-}
-
-/// An append that was made, now or before.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Appended {
-    /// Where the channel ends.
-    pub(crate) tail: Offset,
-    pub(crate) closed: bool,
-    /// The highest epoch and number that were accepted of the producer.
-    pub(crate) accepted: Option<(u64, u64)>,
-    /// It was made before: nothing was done now.
-    pub(crate) duplicate: bool,
-}
 
 impl Registry {
     /// Appends, closes, or both in one step, and wakes whoever waits.

@@ -1,0 +1,123 @@
+//! The connection that hears what is published.
+
+use bytes::Bytes;
+use futures_util::{Stream, future::try_join_all};
+use redis::aio::{PubSubSink, PubSubStream};
+use std::{
+    pin::Pin,
+    str::SplitAsciiWhitespace,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+use super::{Keys, Link};
+use crate::{
+    Error, Offset,
+    engine::{Answer, Feed, Notice},
+};
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(1);
+
+pub(super) struct Subscriber {
+    sink: PubSubSink,
+    stream: PubSubStream,
+    prefix: String,
+    own: String,
+}
+
+impl Subscriber {
+    pub(super) async fn connect(link: &Link, keys: &Keys) -> Result<Self, Error> {
+        let connected = timeout(CONNECT, link.client().get_async_pubsub()).await;
+        let (mut sink, stream) = connected.map_err(|_| Error::Unreachable)?.map_err(|_| Error::Unreachable)?.split();
+        sink.subscribe(&keys.own).await.map_err(|_| Error::Unreachable)?;
+        Ok(Self { sink, stream, prefix: format!("{}:", keys.prefix), own: keys.own.clone() })
+    }
+
+    fn topics(&self, names: &[String]) -> Vec<String> {
+        names.iter().map(|name| format!("{}{name}", self.prefix)).collect()
+    }
+}
+
+impl Feed for Subscriber {
+    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
+        // One request for each, all on their way at once: the client's library takes one confirmation for each request.
+        let requests = self.topics(names).into_iter().map(|topic| {
+            let mut sink = self.sink.clone();
+            async move { sink.subscribe(topic).await }
+        });
+        let all = try_join_all(requests);
+        Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
+    }
+
+    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
+        let requests = self.topics(names).into_iter().map(|topic| {
+            let mut sink = self.sink.clone();
+            async move { sink.unsubscribe(topic).await }
+        });
+        let all = try_join_all(requests);
+        Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>> {
+        loop {
+            let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(cx)) else { return Poll::Ready(None) };
+            let topic = message.get_channel_name();
+            let Some(notice) = parse(message.get_payload_bytes(), topic == self.own) else { continue };
+            let name = topic.strip_prefix(&*self.prefix).unwrap_or_default().to_owned();
+            return Poll::Ready(Some((name, notice)));
+        }
+    }
+}
+
+/// What the scripts publish: words in a first line, then the data. What is none of theirs is passed over.
+fn parse(payload: &[u8], own: bool) -> Option<Notice> {
+    let end = payload.iter().position(|byte| *byte == b'\n').unwrap_or(payload.len());
+    let line = std::str::from_utf8(&payload[..end]).ok()?;
+    if own {
+        return line.parse().ok().map(Notice::Probe);
+    }
+    let mut words = line.split_ascii_whitespace();
+    match words.next()? {
+        "append" => {
+            let at = offset(&mut words)?;
+            let before = words.next()?.parse().ok()?;
+            let messages = words.next()?.parse().ok()?;
+            let (closed, whole) = (words.next()? == "1", words.next()? == "1");
+            let data = whole.then(|| Bytes::copy_from_slice(&payload[(end + 1).min(payload.len())..]));
+            Some(Notice::Appended { at, before, messages, data, closed })
+        }
+        "closed" => Some(Notice::Closed { tail: offset(&mut words)? }),
+        "deleted" => Some(Notice::Deleted { tail: offset(&mut words)? }),
+        "made" => Some(Notice::Made),
+        _ => None,
+    }
+}
+
+fn offset(words: &mut SplitAsciiWhitespace<'_>) -> Option<Offset> {
+    Some(Offset::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_understood_or_passed_over() {
+        let appended = parse(b"append 7 123 122 2 0 1\n[1,\n2]", false);
+        let Some(Notice::Appended { at, before: 122, messages: 2, data: Some(data), closed: false }) = appended else {
+            panic!("{appended:?}");
+        };
+        assert_eq!((at, &data[..]), (Offset::new(7, 123), &b"[1,\n2]"[..]));
+        let large = parse(b"append 7 123 122 1 1 0\n", false);
+        assert!(matches!(large, Some(Notice::Appended { data: None, closed: true, .. })), "{large:?}");
+        assert!(matches!(parse(b"closed 7 123", false), Some(Notice::Closed { .. })));
+        assert!(matches!(parse(b"made", false), Some(Notice::Made)));
+        assert!(matches!(parse(b"17", true), Some(Notice::Probe(17))));
+        for stray in [&b""[..], b"\n", b"append", b"append 7", b"append x y z 1 0 1\n", b"\xff", b"hello", b"closed 1"]
+        {
+            assert!(parse(stray, false).is_none(), "{stray:?}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Logs on Redis or Valkey.
+//!
+//! | file | |
+//! | --- | --- |
+//! | `*.lua` | what is done to a channel, in one step each |
+//! | `ask` | what the scripts are given, and what they answer |
+//! | `link` | the connection for commands, and what its errors mean |
+//! | `feed` | the connection that hears what is published |
+
+mod ask;
+mod feed;
+mod link;
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+
+use super::{Answer, Append, Appended, Created, Creation, Feed, Offset, Page, Place, Remote, Retention, Touch};
+use ask::Scripts;
+use link::Link;
+pub use link::RedisError;
+
+/// What is asked of Redis.
+pub(crate) struct Redis {
+    link: Link,
+    scripts: Scripts,
+    keys: Keys,
+    kept: Kept,
+}
+
+/// What of a channel is kept, and how long.
+pub(super) struct Kept {
+    pub(super) retention: Retention,
+    pub(super) producers: usize,
+}
+
+/// Where in Redis the channels are.
+pub(super) struct Keys {
+    prefix: String,
+    /// What this process publishes to itself.
+    own: String,
+}
+
+impl Keys {
+    /// What a channel is, and its log. The braces keep both on one node of a cluster.
+    fn channel(&self, name: &str) -> [String; 2] {
+        let Self { prefix, .. } = self;
+        [format!("{prefix}:{{{name}}}:channel"), format!("{prefix}:{{{name}}}:log")]
+    }
+
+    /// What is published about a channel.
+    fn topic(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    /// All keys of channels, for `SCAN`.
+    fn all(&self) -> (String, &'static str) {
+        let escaped: String = self.prefix.chars().flat_map(|c| ['\\', c]).collect();
+        (format!("{escaped}:{{*}}:channel"), "}:channel")
+    }
+}
+
+impl Redis {
+    /// Nothing is connected yet. Needs a tokio runtime, which it goes on using.
+    pub(crate) fn new(url: &str, prefix: &str, retention: Retention, producers: usize) -> Result<Self, RedisError> {
+        let own = format!("{prefix}:\u{0}probe:{:016x}", fastrand::u64(..));
+        Ok(Self {
+            link: Link::new(url)?,
+            scripts: Scripts::new(),
+            keys: Keys { prefix: prefix.to_owned(), own },
+            kept: Kept { retention, producers },
+        })
+    }
+
+    /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no
+    /// error here.
+    pub(crate) async fn try_out(&self) -> Result<(), RedisError> {
+        self.link.try_out().await
+    }
+}
+
+impl Remote for Redis {
+    fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+        self.link.within(async {
+            self.link.connect().await?;
+            let feed = feed::Subscriber::connect(&self.link, &self.keys).await?;
+            Ok(Box::new(feed) as Box<dyn Feed>)
+        })
+    }
+
+    fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.link.poll_lost(cx)
+    }
+
+    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
+        self.link.within(self.ask_to_append(name, append))
+    }
+
+    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
+        self.link.within(self.ask_to_create(name, creation))
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
+        self.link.within(self.ask_to_delete(name))
+    }
+
+    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Option<Page>> {
+        self.link.within(self.ask_to_read(name, from, limit, touch))
+    }
+
+    fn names(&self) -> Answer<'_, Vec<String>> {
+        self.link.within(self.ask_for_names())
+    }
+
+    fn probe(&self, number: u64) -> Answer<'_, ()> {
+        self.link.within(async move {
+            let mut command = redis::cmd("PUBLISH");
+            command.arg(&self.keys.own).arg(number);
+            self.link.ask(&command).await.map(drop)
+        })
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("prefix", &self.keys.prefix).finish_non_exhaustive()
+    }
+}

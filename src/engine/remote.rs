@@ -1,0 +1,141 @@
+//! What an engine outside of this process is asked for: the one place where engines differ.
+//!
+//! Such an engine keeps the logs, and decides in one step what an append comes to. What is the same for all of them (who
+//! waits, which channels this process follows, what it knows of them, and when it doubts that) is the
+//! [`registry`](crate::registry)'s.
+
+use bytes::Bytes;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{Append, Appended, Created, Creation, Lifetime, Log, Offset, Reading, Start};
+use crate::Error;
+
+/// What an engine answers, in its time.
+///
+/// [`Error::Unreachable`] says that nothing was done, [`Error::Uncertain`] that it is not known.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+pub(crate) trait Remote: fmt::Debug + Send + Sync {
+    /// Connects anew, and begins to hear what is published. What was connected before is not used any more.
+    fn connect(&self) -> Answer<'_, Box<dyn Feed>>;
+
+    /// Whether the connection is lost: asked now and then, and woken for.
+    fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended>;
+
+    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created>;
+
+    fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset>;
+
+    /// What there is, `None` if nobody has made the channel; [`Error::Gone`] if the place is none.
+    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Option<Page>>;
+
+    /// The names of all channels.
+    fn names(&self) -> Answer<'_, Vec<String>>;
+
+    /// Publishes to this process itself. It comes back as [`Notice::Probe`] if what is published is heard here.
+    fn probe(&self, number: u64) -> Answer<'_, ()>;
+}
+
+/// What is published, as it is heard: at most once, and not at all for a while. It is a hint; the log is the truth.
+pub(crate) trait Feed: Send {
+    /// Returns when the engine has confirmed it: what is published from then on is heard.
+    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()>;
+
+    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()>;
+
+    /// The name of a channel, and what became of it. `None` when the connection is lost.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>>;
+}
+
+/// What became of a channel.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// `before` is the fingerprint of the append that this one follows. Without `data` it is to be read from the log.
+    Appended {
+        at: Offset,
+        before: u64,
+        messages: u32,
+        data: Option<Bytes>,
+        closed: bool,
+    },
+    Closed {
+        tail: Offset,
+    },
+    Made,
+    Deleted {
+        tail: Offset,
+    },
+    /// [`Remote::probe`] has come back.
+    Probe(u64),
+}
+
+/// Where an engine is to read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    From(Start),
+    /// As near to the tail as is within the limit.
+    Window,
+}
+
+/// Whether a read keeps an idle channel alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Touch {
+    Yes,
+    No,
+}
+
+/// A part of a log, and what the channel is.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) content_type: Arc<str>,
+    /// What the fingerprints of one log have in common: their upper half.
+    pub(crate) log: u64,
+    pub(crate) closed: bool,
+    pub(crate) tail: Offset,
+    /// How many appends are kept.
+    pub(crate) kept: usize,
+    pub(crate) lifetime: Lifetime,
+    /// How long it is to the end of the lifetime, if that is fixed.
+    pub(crate) left: Option<Duration>,
+    /// The place just before what was read.
+    pub(crate) after: Offset,
+    pub(crate) entries: Vec<PageEntry>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PageEntry {
+    pub(crate) fingerprint: u64,
+    pub(crate) messages: u32,
+    pub(crate) data: Bytes,
+}
+
+impl Page {
+    /// The place just after what was read.
+    pub(crate) fn next(&self) -> Offset {
+        let last = self.entries.last().map(|last| last.fingerprint);
+        last.map_or(self.after, |last| Offset::new(self.after.position() + self.entries.len() as u64, last))
+    }
+
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.next() == self.tail
+    }
+
+    pub(crate) fn into_reading(self) -> Reading {
+        let up_to_date = self.is_up_to_date();
+        let mut reading = Log::replica(self, 0).read(Start::Earliest, usize::MAX).unwrap_or_else(|gone| {
+            debug_assert!(false, "the earliest is always there: {gone}");
+            Reading::unknown(gone.earliest())
+        });
+        reading.up_to_date = up_to_date;
+        reading
+    }
+}

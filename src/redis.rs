@@ -1,0 +1,91 @@
+//! Channels whose logs are on Redis.
+
+use std::sync::Arc;
+
+use crate::{
+    Comet, RedisError, Retention,
+    engine::{Redis, Remote},
+    registry::{Limits, Registry, tend},
+};
+
+/// Connects a [`Comet`] to Redis or Valkey, version 6 or later, where the logs of its channels then are.
+///
+/// Any number of processes with one Redis and one prefix have the same channels: any of them takes a publish, any of them
+/// holds the wait. Routes, layers and clients stay as they are.
+///
+/// * What was acknowledged is in Redis; how safe it is there is for Redis's persistence to say. A client that comes back to a log
+///   which has lost something is told (410), never given what does not follow.
+/// * While Redis is out of reach, parked requests stay parked, and what needs it is answered 503 with a `Retry-After`
+///   ([`Error::Unreachable`](crate::Error::Unreachable)). An append whose answer was lost is
+///   [`Error::Uncertain`](crate::Error::Uncertain): it may have been made.
+/// * What is counted and walked ([`Comet::waiters`], [`Comet::channels`], [`Channel::tail`](crate::Channel::tail) and its like) is
+///   what this process knows.
+/// * The limits on channels and history are Redis's: see its `maxmemory`, with the policy `noeviction`.
+/// * Forks are not served: 501, [`Error::Unsupported`](crate::Error::Unsupported).
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_comet::Comet;
+///
+/// let comet = Comet::builder().redis("redis://127.0.0.1").prefix("shop").connect().await?;
+/// comet.channel("/events/news").publish("every process has it").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "this connects nothing until `connect`"]
+pub struct RedisBuilder {
+    limits: Limits,
+    retention: Retention,
+    url: String,
+    prefix: String,
+}
+
+impl RedisBuilder {
+    pub(crate) fn new(limits: Limits, retention: Retention, url: &str) -> Self {
+        Self { limits, retention, url: url.to_owned(), prefix: "comet".to_owned() }
+    }
+
+    /// What all keys and topics in Redis begin with. Default `comet`. Processes with another prefix have other channels.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Connects, and begins to hear what other processes publish. Needs a tokio runtime with its clock and sockets, on which a task
+    /// is spawned that ends with the last clone of the [`Comet`].
+    ///
+    /// That Redis is out of reach is no error: the application starts without it, and [`Comet::health`] says so.
+    ///
+    /// # Errors
+    ///
+    /// If the URL is malformed, or Redis refuses who connects.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use tower_comet::Comet;
+    ///
+    /// assert!(Comet::builder().redis("not a URL").connect().await.is_err());
+    ///
+    /// let nobody_there = Comet::builder().redis("redis://127.0.0.1:1").connect().await?;
+    /// assert!(nobody_there.health().is_err());
+    /// # Ok::<(), tower_comet::RedisError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn connect(self) -> Result<Comet, RedisError> {
+        let redis = Redis::new(&self.url, &self.prefix, self.retention.clone(), self.limits.producers)?;
+        redis.try_out().await?;
+        let remote: Arc<dyn Remote> = Arc::new(redis);
+        let first = remote.connect().await.ok();
+        let registry = Arc::new(Registry::elsewhere(self.limits, self.retention, remote.clone()));
+        if first.is_some() {
+            registry.is_reached();
+        }
+        tokio::spawn(tend(Arc::downgrade(&registry), remote, first));
+        Ok(Comet::with(registry))
+    }
+}

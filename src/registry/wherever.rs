@@ -1,0 +1,108 @@
+//! What can be done with a channel, wherever its log is kept: here, in one step, or by an engine that is asked.
+
+use super::{Append, Appended, Created, Creation, Peek, Registry, millis};
+use crate::{
+    Error,
+    engine::{Offset, Page, Place, Reading, Start, Touch, check_media_type},
+};
+
+impl Registry {
+    /// [`append`](Self::append), wherever the log is.
+    pub(crate) async fn append_to_it(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+        let Some(remote) = self.remote() else { return self.append(name, append) };
+        self.check_name(name)?;
+        if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
+            return Err(Error::TooLarge { limit: self.limits.append });
+        }
+        let appended = remote.append(name, append).await?;
+        if !appended.duplicate {
+            self.usage.count_append();
+        }
+        Ok(appended)
+    }
+
+    /// [`create`](Self::create), wherever the log is.
+    pub(crate) async fn create_it(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+        let Some(remote) = self.remote() else { return self.create(name, creation) };
+        self.check_name(name)?;
+        if creation.fork.is_some() {
+            return Err(Error::Unsupported);
+        }
+        if let Some(content_type) = &creation.content_type {
+            check_media_type(content_type)?;
+        }
+        if creation.content.len() > self.limits.append {
+            return Err(Error::TooLarge { limit: self.limits.append });
+        }
+        remote.create(name, creation).await
+    }
+
+    /// [`delete`](Self::delete), wherever the log is.
+    pub(crate) async fn delete_it(&self, name: &str) -> Result<Offset, Error> {
+        let Some(remote) = self.remote() else { return self.delete(name) };
+        self.check_name(name)?;
+        remote.delete(name).await
+    }
+
+    /// [`peek`](Self::peek), wherever the log is.
+    pub(crate) async fn peek_at_it(&self, name: &str) -> Result<Option<Peek>, Error> {
+        let Some(remote) = self.remote() else { return self.peek(name).map_err(Error::Gone) };
+        let page = remote.read(name, Place::From(Start::Tail), 0, Touch::No).await?;
+        Ok(page.map(|page| Peek {
+            content_type: page.content_type,
+            tail: page.tail,
+            closed: page.closed,
+            history: page.kept,
+            lifetime: page.lifetime,
+        }))
+    }
+
+    /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
+    pub(crate) async fn read_it(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
+        let Some(remote) = self.remote() else { return self.read(name, start, limit).map_err(Error::Gone) };
+        match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
+            Some(page) => Ok(self.reading(page)),
+            None => self.look_at_nothing(name, start).map_err(Error::Gone),
+        }
+    }
+
+    /// The same, for who will wait if there is nothing: the channel is followed then, and what is held of it here is enough.
+    pub(crate) async fn read_on(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
+        if self.remote().is_none() {
+            return self.read(name, start, limit).map_err(Error::Gone);
+        }
+        let followed = self.followed(name).await;
+        if let Ok(reading) = self.read(name, start, limit) {
+            // What is held is true even when the engine is out of reach. That there is nothing more may not be.
+            if followed.is_ok() || !reading.is_empty() || reading.closed {
+                return Ok(reading);
+            }
+        }
+        let entry = followed?;
+        let reading = self.read_it(name, start, limit).await?;
+        if reading.up_to_date {
+            // A client that was elsewhere before is ahead of what was heard here.
+            let mut state = entry.lock();
+            if self.known_tail(&state) != Some(reading.next) {
+                self.doubt(&entry, &mut state);
+            }
+        }
+        Ok(reading)
+    }
+
+    /// What an engine has read, on this registry's clock.
+    pub(super) fn reading(&self, page: Page) -> Reading {
+        let until = page.left.map(|left| self.now().saturating_add(millis(left)).saturating_add(1));
+        let mut reading = page.into_reading();
+        reading.until = until;
+        reading
+    }
+
+    /// The names of all channels, wherever their logs are.
+    pub(crate) async fn all_names(&self) -> Result<Vec<String>, Error> {
+        match self.remote() {
+            None => Ok(self.names().collect()),
+            Some(remote) => remote.names().await,
+        }
+    }
+}
