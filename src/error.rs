@@ -68,8 +68,6 @@ pub enum Error {
     /// The logs are kept elsewhere, and the connection was lost before the answer: whether it was done is not known. To do it again is
     /// safe for a [`Producer`](crate::Producer), and for what changes nothing the second time.
     Uncertain,
-    /// The engine that keeps the logs does not do this: forks, on Redis.
-    Unsupported,
 }
 
 impl fmt::Display for Error {
@@ -98,7 +96,6 @@ impl fmt::Display for Error {
             Self::ShutDown => f.write_str("the registry of channels was closed"),
             Self::Unreachable => f.write_str("the logs are out of reach; nothing was done"),
             Self::Uncertain => f.write_str("the logs went out of reach; whether it was done is not known"),
-            Self::Unsupported => f.write_str("this is not done by the engine that keeps the logs"),
         }
     }
 }

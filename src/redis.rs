@@ -21,7 +21,6 @@ use crate::{
 /// * What is counted and walked ([`Comet::waiters`], [`Comet::channels`], [`Channel::tail`](crate::Channel::tail) and its like) is
 ///   what this process knows.
 /// * The limits on channels and history are Redis's: see its `maxmemory`, with the policy `noeviction`.
-/// * Forks are not served: 501, [`Error::Unsupported`](crate::Error::Unsupported).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

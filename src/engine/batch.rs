@@ -67,11 +67,26 @@ impl Batch {
         }
     }
 
-    /// The text of an array of the first `count` messages of another.
-    pub(super) fn first_messages(data: &[u8], count: u64) -> Option<Bytes> {
-        let messages: Vec<&RawValue> = serde_json::from_slice(data).ok()?;
-        let kept = messages.get(..usize::try_from(count).ok()?)?;
-        serde_json::to_vec(kept).ok().map(|text| Bytes::from(text.into_boxed_slice()))
+    /// How many parts it can be cut into: messages, or bytes.
+    pub(super) fn parts(&self) -> u64 {
+        if self.json { self.messages.into() } else { self.data.len() as u64 }
+    }
+
+    /// The first so many parts of it.
+    pub(super) fn first(&self, parts: u64) -> Option<Self> {
+        if parts > self.parts() {
+            return None;
+        }
+        let parts = u32::try_from(parts).ok()?;
+        let (data, messages) = if self.json {
+            let texts: Vec<&RawValue> = serde_json::from_slice(&self.data).ok()?;
+            let text = serde_json::to_vec(texts.get(..parts as usize)?).ok()?;
+            (Bytes::from(text.into_boxed_slice()), parts)
+        } else {
+            // A copy: a slice would keep all of the source's append, and be counted as its part.
+            (Bytes::copy_from_slice(&self.data[..parts as usize]), 1)
+        };
+        Some(Self { data, messages, json: self.json })
     }
 
     /// Bytes, whose framing is the application's.

@@ -1,6 +1,5 @@
 //! What a fork takes over from its source: the same appends, not copies, at the same offsets.
 
-use bytes::Bytes;
 use std::sync::Arc;
 
 use super::{Batch, Log, Offset, Start, log::Entry};
@@ -29,31 +28,15 @@ impl Log {
         };
         if part > 0 {
             let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
-            if part == self.parts(next) {
+            let whole = Batch { data: next.data.clone(), messages: next.messages, json: self.json };
+            if part == whole.parts() {
                 branch.entries.push(next.clone());
             } else {
-                branch.part = Some(self.first_part(next, part).ok_or(Error::ForkOffset)?);
+                let Batch { data, messages, .. } = whole.first(part).ok_or(Error::ForkOffset)?;
+                branch.part = Some(Entry { data, messages, ..next.clone() });
             }
         }
         Ok(branch)
-    }
-
-    /// How many parts an append can be cut into.
-    fn parts(&self, entry: &Entry) -> u64 {
-        if self.json { entry.messages.into() } else { entry.data.len() as u64 }
-    }
-
-    fn first_part(&self, entry: &Entry, part: u64) -> Option<Entry> {
-        if part > self.parts(entry) {
-            return None;
-        }
-        let (data, messages) = if self.json {
-            (Batch::first_messages(&entry.data, part)?, u32::try_from(part).ok()?)
-        } else {
-            // A copy: a slice would keep all of the source's append, and be counted as its part.
-            (Bytes::copy_from_slice(&entry.data[..usize::try_from(part).ok()?]), 1)
-        };
-        Some(Entry { data, messages, fingerprint: entry.fingerprint, at: entry.at })
     }
 
     /// A log that begins with what another one held.

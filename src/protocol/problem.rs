@@ -169,7 +169,6 @@ impl From<Error> for Problem {
             Error::ShutDown => Self::shut_down(),
             Error::Unreachable => Self::unavailable("unreachable", detail),
             Error::Uncertain => Self::unavailable("uncertain", detail),
-            Error::Unsupported => Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", detail),
             Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
         }
     }

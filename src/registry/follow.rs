@@ -271,7 +271,11 @@ impl Registry {
             let mut read = remote.read(entry.name(), place, BYTES, touch).await;
             if matches!(read, Err(Error::Gone(_))) {
                 // It is not the log that is held, or has gone on by more than is kept.
-                read = remote.read(entry.name(), Place::Window, BYTES, touch).await;
+                read = match remote.read(entry.name(), Place::Window, BYTES, touch).await {
+                    // It was deleted, and its name is taken still.
+                    Err(Error::Gone(_)) => Ok(None),
+                    read => read,
+                };
             }
             let Ok(read) = read else {
                 let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());

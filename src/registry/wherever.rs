@@ -25,9 +25,6 @@ impl Registry {
     pub(crate) async fn create_it(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
         let Some(remote) = self.remote() else { return self.create(name, creation) };
         self.check_name(name)?;
-        if creation.fork.is_some() {
-            return Err(Error::Unsupported);
-        }
         if let Some(content_type) = &creation.content_type {
             check_media_type(content_type)?;
         }

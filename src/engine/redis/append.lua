@@ -7,7 +7,9 @@ local tag, own = tonumber(ARGV[12]), tonumber(ARGV[13])
 local appends, bytes, age, linger = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
 local producers, inline = tonumber(ARGV[18]), tonumber(ARGV[19])
 
-local it = load()
+local meta = KEYS[1]
+local it = load(meta)
+if it and it.buried then return is_deleted(it) end
 local fresh = not it
 if fresh then
   if create == '' then return { 'unknown' } end
@@ -36,6 +38,15 @@ local function admit()
   if number <= last_number then return 'duplicate' end
   if number == last_number + 1 then return 'accept' end
   return 'gap', { 'gap', text(last_number + 1), text(number) }
+end
+
+-- Byte by byte, whatever the server's locale.
+local function is_after(a, b)
+  for at = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, at), string.byte(b, at)
+    if x ~= y then return x > y end
+  end
+  return #a > #b
 end
 
 local function done(closed, duplicate, e, n)
@@ -68,11 +79,11 @@ if refusal then return refusal end
 
 if seq ~= '' and not fresh then
   local last = redis.call('HGET', meta, 'seq')
-  if last and seq <= last then return { 'sequence' } end
+  if last and not is_after(seq, last) then return { 'sequence' } end
 end
 
 if fresh then
-  it = make(create, tag, own, false)
+  it = make(meta, create, tag, own, false)
   redis.call('PUBLISH', topic, 'made')
 end
 if kind ~= '' then

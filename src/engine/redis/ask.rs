@@ -10,7 +10,10 @@ use std::{
 use super::Redis;
 use crate::{
     Error, Gone, Offset,
-    engine::{Append, Appended, Batch, Created, Creation, Lifetime, Page, PageEntry, Place, Reason, Start, Touch},
+    engine::{
+        Append, Appended, Batch, Created, Creation, Fork, Lifetime, Page, PageEntry, Place, Reason, Start, Touch,
+        is_json,
+    },
 };
 
 /// Beyond it, a publication carries no data, and whoever hears of it reads the log.
@@ -61,6 +64,7 @@ impl Redis {
                 return Ok(Appended { tail, closed, accepted, duplicate });
             }
             "unknown" => Error::Unknown,
+            "deleted" => said.gone()?,
             "closed" => Error::Closed,
             "type" => Error::ContentType { holds: said.text()? },
             "fenced" => Error::Fenced { epoch: said.number()? },
@@ -72,10 +76,19 @@ impl Redis {
     }
 
     pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
-        let content_type = creation.content_type.as_ref().ok_or(Error::MediaType)?;
+        let source = match &creation.fork {
+            Some(fork) => match self.ask_for_source(fork).await {
+                // The fork may be there already, and have outlived its source: the script says.
+                Err(Error::Unknown | Error::Conflict) => None,
+                source => Some(source?),
+            },
+            None => None,
+        };
+        let inherited = source.as_ref().map(|source| &source.content_type);
+        let content_type = creation.content_type.as_ref().or(inherited).map_or("", |content_type| content_type);
         let batch = Batch::initial(creation.content.clone(), content_type)?;
         let mut script = self.script(&self.scripts.create, name);
-        script.arg(self.keys.topic(name)).arg(&**content_type);
+        script.arg(self.keys.topic(name)).arg(creation.content_type.as_deref().unwrap_or_default());
         match creation.lifetime.unwrap_or_default() {
             Lifetime::Unbounded => script.arg("").arg(""),
             Lifetime::Idle(window) => script.arg(millis(window)).arg(""),
@@ -86,17 +99,52 @@ impl Redis {
         fingerprint(&mut script);
         self.retention(&mut script);
         script.arg(INLINE);
-        let mut said = Said::new(self.link.write(&script).await?)?;
-        match &*said.text()? {
-            "created" => Ok(Created {
-                tail: said.offset()?,
-                closed: said.flag()?,
-                content_type: said.text()?.into(),
-                fresh: said.flag()?,
-            }),
-            "conflict" => Err(Error::Conflict),
-            _ => Err(strange()),
+        if let Some(Fork { source: from, at, part }) = &creation.fork {
+            script.arg(format!("{part} {at:?} {from}")).arg(&self.keys.channel(from)[0]);
+            let Source { at, part, .. } = source.unwrap_or_default();
+            place(&mut script, at);
+            match &part {
+                Some((next, part)) => script.arg(part.messages).arg(&part.data[..]).arg(next.fingerprint()),
+                None => script.arg("").arg("").arg(""),
+            };
+        } else {
+            script.arg("");
         }
+        let mut said = Said::new(self.link.write(&script).await?)?;
+        Err(match &*said.text()? {
+            "created" => {
+                let (tail, closed) = (said.offset()?, said.flag()?);
+                return Ok(Created { tail, closed, content_type: said.text()?.into(), fresh: said.flag()? });
+            }
+            "conflict" => Error::Conflict,
+            "unknown" => Error::Unknown,
+            "fork-offset" => Error::ForkOffset,
+            "type" => Error::ContentType { holds: said.text()? },
+            _ => strange(),
+        })
+    }
+
+    /// What a fork is to begin with. Appends never change, so it is enough if the script finds the same ones.
+    async fn ask_for_source(&self, fork: &Fork) -> Result<Source, Error> {
+        let at = fork.at.unwrap_or(Start::Tail);
+        let page = match self.ask_to_read(&fork.source, Place::From(at), 0, Touch::No).await {
+            Ok(page) => page.ok_or(Error::Unknown)?,
+            Err(Error::Gone(gone)) if gone.reason() == Reason::Deleted => return Err(Error::Conflict),
+            Err(Error::Gone(_)) => return Err(Error::ForkOffset),
+            Err(error) => return Err(error),
+        };
+        let (next, json) = (page.next(), is_json(&page.content_type));
+        let source = Source { content_type: page.content_type, at: Some(Place::From(at)), part: None };
+        if fork.part == 0 {
+            return Ok(source);
+        }
+        let entry = page.entries.into_iter().next().ok_or(Error::ForkOffset)?;
+        let whole = Batch { data: entry.data, messages: entry.messages, json };
+        if fork.part == whole.parts() {
+            return Ok(Source { at: Some(Place::From(Start::After(next))), ..source });
+        }
+        let part = whole.first(fork.part).ok_or(Error::ForkOffset)?;
+        Ok(Source { part: Some((next, part)), ..source })
     }
 
     pub(super) async fn ask_to_delete(&self, name: &str) -> Result<Offset, Error> {
@@ -104,7 +152,8 @@ impl Redis {
         script.arg(self.keys.topic(name));
         let mut said = Said::new(self.link.write(&script).await?)?;
         match &*said.text()? {
-            "deleted" => said.offset(),
+            "done" => said.offset(),
+            "deleted" => Err(said.gone()?),
             _ => Err(Error::Unknown),
         }
     }
@@ -127,8 +176,10 @@ impl Redis {
         script.arg(limit).arg(u8::from(touch == Touch::Yes));
         self.retention(&mut script);
         let mut said = Said::new(self.link.read(&script).await?)?;
-        if said.text()? == "unknown" {
-            return Ok(None);
+        match &*said.text()? {
+            "found" => {}
+            "deleted" => return Err(said.gone()?),
+            _ => return Ok(None),
         }
         let reason = said.text()?;
         let content_type: Arc<str> = said.text()?.into();
@@ -197,6 +248,28 @@ impl Redis {
     }
 }
 
+/// What a fork is to begin with.
+#[derive(Default)]
+struct Source {
+    content_type: Arc<str>,
+    /// Nowhere, if there is no source any more.
+    at: Option<Place>,
+    /// The beginning of the append that follows, and the place after that.
+    part: Option<(Offset, Batch)>,
+}
+
+fn place(script: &mut ScriptInvocation<'_>, place: Option<Place>) {
+    let (word, offset) = match place {
+        None => ("nowhere", Offset::ZERO),
+        Some(Place::Window) => ("window", Offset::ZERO),
+        Some(Place::From(Start::Earliest)) => ("earliest", Offset::ZERO),
+        Some(Place::From(Start::Tail)) => ("tail", Offset::ZERO),
+        Some(Place::From(Start::Origin)) => ("origin", Offset::ZERO),
+        Some(Place::From(Start::After(offset))) => ("after", offset),
+    };
+    script.arg(word).arg(offset.position()).arg(offset.fingerprint());
+}
+
 fn content(script: &mut ScriptInvocation<'_>, batch: Option<&Batch>) {
     match batch {
         Some(batch) => script.arg(if batch.json { "j" } else { "b" }).arg(batch.messages).arg(&batch.data[..]),
@@ -259,6 +332,12 @@ impl Said {
 
     fn offset(&mut self) -> Result<Offset, Error> {
         Ok(Offset::new(self.number()?, self.number()?))
+    }
+
+    /// That a channel was deleted, and where it ended.
+    fn gone(&mut self) -> Result<Error, Error> {
+        let tail = self.offset()?;
+        Ok(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
     }
 
     fn list(&mut self) -> Result<Vec<Value>, Error> {

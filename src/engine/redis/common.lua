@@ -1,9 +1,8 @@
--- What all scripts begin with. A channel is two keys: KEYS[1], a hash that says what it is, and KEYS[2], a stream of its
+-- What all scripts begin with. A channel is two keys: `…:channel`, a hash that says what it is, and `…:log`, a stream of its
 -- appends, whose ids are `<position>-<fingerprint>`. An offset is such an id, so it proves by itself which append it is.
+-- One that was forked has a third, `…:forks`, a set of the forks.
 --
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
-local meta, log = KEYS[1], KEYS[2]
-
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -20,16 +19,52 @@ local function essence(media_type)
   return string.lower(string.match(media_type, '^%s*([^;%s]*)'))
 end
 
--- What is known of the channel, or nil.
-local function load()
-  local v = redis.call('HMGET', meta, 'type', 'tag', 'tail', 'low', 'floor', 'floorlow', 'n', 'bytes', 'closed', 'ttl', 'until', 'made')
+local function forks_of(meta)
+  return (string.gsub(meta, ':channel$', ':forks'))
+end
+
+local function log_of(meta)
+  return (string.gsub(meta, ':channel$', ':log'))
+end
+
+-- Whether a channel that was deleted is needed for its name: a fork of it is still there, or a fork of that.
+local function has_forks(meta, tag)
+  for _, fork in ipairs(redis.call('SMEMBERS', forks_of(meta))) do
+    local v = redis.call('HMGET', fork, 'of', 'tag', 'buried')
+    if v[1] == meta .. ' ' .. tag and (not v[3] or has_forks(fork, v[2])) then return true end
+    redis.call('SREM', forks_of(meta), fork)
+  end
+  return false
+end
+
+-- Takes a channel away, and with it those it was forked from, if they were deleted and it was their last fork.
+local function remove(meta)
+  while true do
+    local of = redis.call('HGET', meta, 'of')
+    redis.call('UNLINK', meta, log_of(meta), forks_of(meta))
+    if not of then return end
+    meta = string.match(of, '^(.*) ')
+    local v = redis.call('HMGET', meta, 'tag', 'buried')
+    if not v[2] or has_forks(meta, v[1]) then return end
+  end
+end
+
+-- What is known of a channel, or nil.
+local function load(meta)
+  local v = redis.call('HMGET', meta, 'type', 'tag', 'tail', 'low', 'floor', 'floorlow', 'n', 'bytes', 'closed', 'ttl', 'until',
+    'made', 'buried')
   if not v[1] then return nil end
+  if v[13] and not has_forks(meta, v[2]) then
+    remove(meta)
+    return nil
+  end
   local it = {
+    meta = meta, log = log_of(meta),
     type = v[1], tag = tonumber(v[2]), tail = tonumber(v[3]), low = v[4], floor = tonumber(v[5]), floorlow = v[6],
     n = tonumber(v[7]), bytes = tonumber(v[8]), closed = v[9] == '1',
-    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1',
+    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true,
   }
-  if it.n > 0 and redis.call('EXISTS', log) == 0 then
+  if it.n > 0 and redis.call('EXISTS', it.log) == 0 then
     -- All of it has aged out, or was evicted: where it ended is still known.
     it.n, it.bytes, it.floor, it.floorlow = 0, 0, it.tail, it.low
   end
@@ -37,20 +72,25 @@ local function load()
 end
 
 local function save(it)
-  redis.call('HSET', meta, 'tail', text(it.tail), 'low', it.low, 'floor', text(it.floor), 'floorlow', it.floorlow,
+  redis.call('HSET', it.meta, 'tail', text(it.tail), 'low', it.low, 'floor', text(it.floor), 'floorlow', it.floorlow,
     'n', text(it.n), 'bytes', text(it.bytes))
 end
 
 -- A channel that was not there. A log without a channel is what an eviction left.
-local function make(media_type, tag, own, made)
-  redis.call('UNLINK', log)
+local function make(meta, media_type, tag, own, made)
+  redis.call('UNLINK', log_of(meta), forks_of(meta))
   local low = fingerprint(tag, own)
   redis.call('HSET', meta, 'type', media_type, 'tag', text(tag), 'tail', '0', 'low', low, 'floor', '0', 'floorlow', low,
     'n', '0', 'bytes', '0', 'closed', '0', 'made', made and '1' or '0')
   return {
+    meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,
     n = 0, bytes = 0, closed = false, made = made,
   }
+end
+
+local function is_deleted(it)
+  return { 'deleted', text(it.tail), it.low }
 end
 
 -- The fields of an entry, which come as a flat list.
@@ -66,7 +106,7 @@ end
 local function trim(it, appends, bytes, age)
   local trimmed = false
   while it.n > 0 do
-    local entries = redis.call('XRANGE', log, '-', '+', 'COUNT', 16)
+    local entries = redis.call('XRANGE', it.log, '-', '+', 'COUNT', 16)
     local gone = 0
     for _, entry in ipairs(entries) do
       local surplus = it.n > 1 and ((appends > 0 and it.n > appends) or (bytes > 0 and it.bytes > bytes))
@@ -81,7 +121,7 @@ local function trim(it, appends, bytes, age)
     if gone == 0 then break end
     trimmed = true
     -- Never a stream without entries: its last id would outlive what it counts.
-    if it.n == 0 then redis.call('UNLINK', log) else redis.call('XTRIM', log, 'MAXLEN', it.n) end
+    if it.n == 0 then redis.call('UNLINK', it.log) else redis.call('XTRIM', it.log, 'MAXLEN', it.n) end
     if gone < #entries then break end
   end
   return trimmed
@@ -90,17 +130,17 @@ end
 -- How long the keys live from now on. `written`: something was appended just now.
 local function keep(it, age, linger, written)
   if it.ttl then
-    redis.call('PEXPIRE', meta, it.ttl)
-    redis.call('PEXPIRE', log, it.ttl)
+    redis.call('PEXPIRE', it.meta, it.ttl)
+    redis.call('PEXPIRE', it.log, it.ttl)
   elseif it.till then
-    redis.call('PEXPIREAT', meta, it.till)
-    redis.call('PEXPIREAT', log, it.till)
+    redis.call('PEXPIREAT', it.meta, it.till)
+    redis.call('PEXPIREAT', it.log, it.till)
   elseif age > 0 then
     if written then
-      redis.call('PEXPIRE', log, age + 1)
-      if not it.made then redis.call('PEXPIRE', meta, age + linger) end
-    elseif not it.made and redis.call('PTTL', meta) < linger then
-      redis.call('PEXPIRE', meta, linger)
+      redis.call('PEXPIRE', it.log, age + 1)
+      if not it.made then redis.call('PEXPIRE', it.meta, age + linger) end
+    elseif not it.made and redis.call('PTTL', it.meta) < linger then
+      redis.call('PEXPIRE', it.meta, linger)
     end
   end
 end
@@ -110,8 +150,25 @@ local function add(it, topic, data, messages, own, closes, inline)
   local before = it.low
   it.tail, it.low = it.tail + 1, fingerprint(it.tag, own)
   it.n, it.bytes = it.n + 1, it.bytes + #data
-  redis.call('XADD', log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', messages, 't', text(now))
+  redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', messages, 't', text(now))
   local whole = #data <= inline
   local head = table.concat({ 'append', text(it.tail), it.low, before, messages, closes and '1' or '0', whole and '1' or '0' }, ' ')
   redis.call('PUBLISH', topic, head .. '\n' .. (whole and data or ''))
+end
+
+-- Where a place is in a log: the position and fingerprint just before it, or why it is none.
+local function locate(it, where, position, low)
+  if where == 'tail' then return it.tail, it.low end
+  if where == 'origin' and it.floor > 0 then return nil, 'trimmed' end
+  if where ~= 'after' then return it.floor, it.floorlow end
+  local at = tonumber(position)
+  local anything = at == 0 and low == '0'
+  local ours = math.floor(tonumber(low) / 4294967296) == it.tag or anything
+  -- The floor itself, or before anything while nothing has been let go.
+  if (at == it.floor and low == it.floorlow) or (anything and it.floor == 0) then return it.floor, it.floorlow end
+  if at > it.tail then return nil, ours and 'ahead' or 'other-log' end
+  if at <= it.floor then return nil, ours and 'trimmed' or 'other-log' end
+  local id = position .. '-' .. low
+  if #redis.call('XRANGE', it.log, id, id, 'COUNT', 1) == 1 then return at, low end
+  return nil, 'other-log'
 end

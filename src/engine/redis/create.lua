@@ -1,20 +1,26 @@
--- Creates, or finds created in the same way. ARGV: topic, type, idle milliseconds, end in milliseconds since 1970, closed, kind of
--- content (j, b or none), messages, data, tag and own part of a fingerprint, then what is kept: appends, bytes, age, linger, and
--- the bytes that a publication carries.
+-- Creates, or finds created in the same way; also as a fork. ARGV: topic, type, idle milliseconds, end in milliseconds since
+-- 1970, closed, kind of content (j, b or none), messages, data, tag and own part of a fingerprint, then what is kept: appends, bytes,
+-- age, linger, and the bytes that a publication carries. Then of a fork: how it was asked for, its source's hash, where (tail, origin,
+-- earliest, after or nowhere), position, fingerprint, and the part of the next append that it takes over: messages, data, fingerprint.
 local topic, media_type, ttl, till, closed, kind, messages, data =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7], ARGV[8]
 local tag, own = tonumber(ARGV[9]), tonumber(ARGV[10])
 local appends, bytes, age, linger, inline =
   tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local fork = ARGV[16]
+local meta = KEYS[1]
 
 local function created(it, fresh)
   return { 'created', text(it.tail), it.low, it.closed and '1' or '0', it.type, fresh and '1' or '0' }
 end
 
-local it = load()
+local it = load(meta)
 if it then
-  local same = essence(it.type) == essence(media_type) and (it.ttl or '') == (tonumber(ttl) or '')
-    and (it.till or '') == (tonumber(till) or '') and it.closed == closed
+  local lives = (it.ttl or '') == (tonumber(ttl) or '') and (it.till or '') == (tonumber(till) or '')
+  -- A fork may leave its type and its lifetime to its source.
+  local left = fork ~= '' and ttl == '' and till == ''
+  local same = not it.buried and (media_type == '' or essence(it.type) == essence(media_type)) and (lives or left)
+    and it.closed == closed and (redis.call('HGET', meta, 'fork') or '') == fork
   if not same then return { 'conflict' } end
   if not it.made then
     redis.call('HSET', meta, 'made', '1')
@@ -23,7 +29,22 @@ if it then
   return created(it, false)
 end
 
-it = make(media_type, tag, own, true)
+local source, at, atlow
+if fork ~= '' then
+  source = load(ARGV[17])
+  if not source or ARGV[18] == 'nowhere' and not source.buried then return { 'unknown' } end
+  if source.buried then return { 'conflict' } end
+  if trim(source, appends, bytes, age) then save(source) end
+  at, atlow = locate(source, ARGV[18], ARGV[19], ARGV[20])
+  if not at then return { 'fork-offset' } end
+  if media_type ~= '' and essence(media_type) ~= essence(source.type) then return { 'type', source.type } end
+  media_type = source.type
+  if ttl == '' and till == '' then
+    ttl, till = source.ttl and text(source.ttl) or '', source.till and text(source.till) or ''
+  end
+end
+
+it = make(meta, media_type, tag, own, true)
 if ttl ~= '' then
   it.ttl = tonumber(ttl)
   redis.call('HSET', meta, 'ttl', ttl)
@@ -33,14 +54,36 @@ if till ~= '' then
   redis.call('HSET', meta, 'until', till)
 end
 redis.call('PUBLISH', topic, 'made')
-if kind ~= '' then
-  add(it, topic, data, messages, own, closed, inline)
-  save(it)
+if source then
+  -- The same appends with the same ids, so that an offset of the source up to here is one of the fork.
+  it.floor, it.floorlow, it.tail, it.low = source.floor, source.floorlow, source.floor, source.floorlow
+  while it.tail < at do
+    for _, one in ipairs(redis.call('XRANGE', source.log, text(it.tail + 1) .. '-0', text(at) .. '-' .. atlow, 'COUNT', 64)) do
+      redis.call('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'), 't', field(one, 't'))
+      it.n, it.bytes = it.n + 1, it.bytes + #field(one, 'd')
+      it.tail, it.low = it.tail + 1, string.match(one[1], '-(%d+)$')
+    end
+  end
+  if ARGV[21] ~= '' then
+    local next = text(at + 1) .. '-' .. ARGV[23]
+    if #redis.call('XRANGE', source.log, next, next) == 0 then
+      redis.call('UNLINK', meta, it.log)
+      return { 'fork-offset' }
+    end
+    add(it, topic, ARGV[22], ARGV[21], own, false, inline)
+  end
+  redis.call('SADD', forks_of(source.meta), meta)
+  redis.call('HSET', meta, 'fork', fork, 'of', source.meta .. ' ' .. text(source.tag))
 end
+if kind ~= '' then
+  -- Not the fingerprint of the part before.
+  add(it, topic, data, messages, (own + 1) % 4294967296, closed, inline)
+end
+save(it)
 if closed then
   it.closed = true
   redis.call('HSET', meta, 'closed', '1')
   if kind == '' then redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' ')) end
 end
-keep(it, age, linger, kind ~= '')
+keep(it, age, linger, it.n > 0)
 return created(it, true)

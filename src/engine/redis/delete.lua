@@ -1,6 +1,12 @@
--- Deletes a channel with all that it holds. ARGV: topic.
-local it = load()
+-- Deletes a channel with all that it holds. Its name stays taken while it has forks. ARGV: topic.
+local it = load(KEYS[1])
 if not it then return { 'unknown' } end
-redis.call('UNLINK', meta, log)
+if it.buried then return is_deleted(it) end
+if has_forks(it.meta, text(it.tag)) then
+  redis.call('HSET', it.meta, 'buried', '1')
+  redis.call('UNLINK', it.log)
+else
+  remove(it.meta)
+end
 redis.call('PUBLISH', ARGV[1], table.concat({ 'deleted', text(it.tail), it.low }, ' '))
-return { 'deleted', text(it.tail), it.low }
+return { 'done', text(it.tail), it.low }

@@ -3,39 +3,19 @@
 local where, position, low, limit, touches = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local appends, bytes, age, linger = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 
-local it = load()
+local it = load(KEYS[1])
 if not it then return { 'unknown' } end
+if it.buried then return is_deleted(it) end
 if touches then keep(it, age, linger, false) end
 if trim(it, appends, bytes, age) then save(it) end
 
--- The place just before what is read, or why there is none.
-local from, fromlow, reason = it.floor, it.floorlow, ''
-if where == 'tail' then
-  from, fromlow = it.tail, it.low
-elseif where == 'origin' then
-  if it.floor > 0 then reason = 'trimmed' end
-elseif where == 'after' then
-  local at = tonumber(position)
-  local ours = math.floor(tonumber(low) / 4294967296) == it.tag or (at == 0 and low == '0')
-  if (at == it.floor and low == it.floorlow) or (at == 0 and low == '0' and it.floor == 0) then
-    -- The floor itself, or before anything while nothing has been let go.
-  elseif at > it.tail then
-    reason = ours and 'ahead' or 'other-log'
-  elseif at <= it.floor then
-    reason = ours and 'trimmed' or 'other-log'
-  else
-    local id = position .. '-' .. low
-    if #redis.call('XRANGE', log, id, id, 'COUNT', 1) == 1 then
-      from, fromlow = at, low
-    else
-      reason = 'other-log'
-    end
-  end
-end
+local from, fromlow = locate(it, where, position, low)
+local reason = ''
+if not from then from, fromlow, reason = it.floor, it.floorlow, fromlow end
 
-local function entry(it)
-  local dash = string.find(it[1], '-')
-  return { string.sub(it[1], dash + 1), field(it, 'm'), field(it, 'd') }, tonumber(string.sub(it[1], 1, dash - 1))
+local function entry(one)
+  local dash = string.find(one[1], '-')
+  return { string.sub(one[1], dash + 1), field(one, 'm'), field(one, 'd') }, tonumber(string.sub(one[1], 1, dash - 1))
 end
 
 local found, size = {}, 0
@@ -44,7 +24,7 @@ if reason ~= '' then
 elseif where == 'window' then
   -- As much as fits, from the end.
   local newest = {}
-  for _, one in ipairs(it.n > 0 and redis.call('XREVRANGE', log, '+', '-', 'COUNT', 64) or {}) do
+  for _, one in ipairs(it.n > 0 and redis.call('XREVRANGE', it.log, '+', '-', 'COUNT', 64) or {}) do
     local this, at = entry(one)
     size = size + #this[3]
     if #newest > 0 and size > limit then
@@ -62,7 +42,7 @@ elseif where == 'window' then
 else
   local next, full = from + 1, it.n == 0
   while not full do
-    local some = redis.call('XRANGE', log, text(next) .. '-0', '+', 'COUNT', 64)
+    local some = redis.call('XRANGE', it.log, text(next) .. '-0', '+', 'COUNT', 64)
     for _, one in ipairs(some) do
       local this = entry(one)
       size = size + #this[3]
