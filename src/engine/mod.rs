@@ -29,7 +29,7 @@ pub(crate) use reading::{Reading, Start};
 pub(crate) use redis::Redis;
 #[cfg(feature = "redis")]
 pub use redis::RedisError;
-pub(crate) use remote::{Answer, Feed, Notice, Page, PageEntry, Place, Remote, Touch};
+pub(crate) use remote::{Answer, Feed, Found, Notice, Page, PageEntry, Place, Remote, Touch};
 pub(crate) use request::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use writers::{Admission, Stamp, Writers};

@@ -35,8 +35,8 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
 
     fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset>;
 
-    /// What there is, `None` if nobody has made the channel; [`Error::Gone`] if the place is none.
-    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Option<Page>>;
+    /// What there is; [`Error::Gone`] if the place is none.
+    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found>;
 
     /// The names of all channels.
     fn names(&self) -> Answer<'_, Vec<String>>;
@@ -93,6 +93,14 @@ pub(crate) enum Touch {
     No,
 }
 
+/// What a read has found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Page(Page),
+    /// Nobody has made the channel. This stands for its tail: whoever comes back with it misses nothing.
+    Nothing(Offset),
+}
+
 /// A part of a log, and what the channel is.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -100,6 +108,8 @@ pub(crate) struct Page {
     /// What the fingerprints of one log have in common: their upper half.
     pub(crate) log: u64,
     pub(crate) closed: bool,
+    /// What stood for its tail when nobody had made it.
+    pub(crate) origin: Offset,
     pub(crate) tail: Offset,
     /// How many appends are kept.
     pub(crate) kept: usize,

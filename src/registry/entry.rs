@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use super::{Fork, Lifetime, follow::Follow, origin::Bucket, waiters::Waiters};
 use crate::{
-    engine::Log,
+    engine::{Log, Offset},
     sync::{Mutex, MutexGuard},
 };
 
@@ -58,6 +58,13 @@ impl Kept {
             buried: false,
             origin: None,
         }
+    }
+}
+
+impl State {
+    /// What stands for the tail of a channel that nobody has made, as far as is known here: the engine is asked by who goes by it.
+    pub(super) fn origin_elsewhere(&self) -> Offset {
+        self.follow.as_ref().map_or(Offset::ZERO, |follow| follow.origin)
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Error, Limit,
-    engine::{Log, Notice, Offset, Page, Place, Remote, Start, Touch},
+    engine::{Found, Log, Notice, Offset, Place, Remote, Start, Touch},
     sync::Mutex,
 };
 
@@ -38,6 +38,8 @@ pub(super) struct Follow {
     pending: VecDeque<Notice>,
     /// Who needs the channel to be live, and does not wait on it.
     joining: Vec<Waker>,
+    /// What stands for the tail while nobody has made the channel.
+    pub(super) origin: Offset,
     /// When somebody last waited on it or asked for it.
     pub(super) wanted: u64,
     /// When it was last read from the log, or compared with it.
@@ -59,7 +61,16 @@ pub(super) enum Stage {
 impl Follow {
     fn new(now: u64) -> Self {
         let (pending, joining) = (VecDeque::new(), Vec::new());
-        Self { stage: Stage::Reading, busy: false, pending, joining, wanted: now, checked: now, idle: None }
+        Self {
+            stage: Stage::Reading,
+            busy: false,
+            pending,
+            joining,
+            origin: Offset::ZERO,
+            wanted: now,
+            checked: now,
+            idle: None,
+        }
     }
 
     /// Nothing is heard any more.
@@ -273,7 +284,7 @@ impl Registry {
                 // It is not the log that is held, or has gone on by more than is kept.
                 read = match remote.read(entry.name(), Place::Window, BYTES, touch).await {
                     // It was deleted, and its name is taken still.
-                    Err(Error::Gone(_)) => Ok(None),
+                    Err(Error::Gone(gone)) => Ok(Found::Nothing(gone.tail())),
                     read => read,
                 };
             }
@@ -289,11 +300,14 @@ impl Registry {
     }
 
     /// Puts what was read beside what is held, and says whether that is all there is.
-    fn put(&self, entry: &Arc<Entry>, page: Option<Page>) -> bool {
+    fn put(&self, entry: &Arc<Entry>, found: Found) -> bool {
         let now = self.now();
         let mut state = entry.lock();
-        let mut complete = page.as_ref().is_none_or(Page::is_up_to_date);
-        let mut changed = self.replace(entry, &mut state, page, now);
+        let mut complete = match &found {
+            Found::Page(page) => page.is_up_to_date(),
+            Found::Nothing(_) => true,
+        };
+        let mut changed = self.replace(entry, &mut state, found, now);
         let Some(follow) = &mut state.follow else { return true };
         follow.checked = now;
         if complete {
@@ -321,8 +335,16 @@ impl Registry {
     }
 
     /// Whether that changed anything.
-    fn replace(&self, entry: &Arc<Entry>, state: &mut State, page: Option<Page>, now: u64) -> bool {
-        let Some(page) = page else { return self.forget(state).is_some() };
+    fn replace(&self, entry: &Arc<Entry>, state: &mut State, found: Found, now: u64) -> bool {
+        let page = match found {
+            Found::Page(page) => page,
+            Found::Nothing(origin) => {
+                if let Some(follow) = &mut state.follow {
+                    follow.origin = origin;
+                }
+                return self.forget(state).is_some();
+            }
+        };
         let until = page.left.map(|left| now.saturating_add(millis(left)).saturating_add(1));
         if let Some(follow) = &mut state.follow {
             follow.idle = match page.lifetime {

@@ -17,7 +17,7 @@ impl Registry {
         self.step(now);
         match self.map.find(name) {
             Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, limit, now)),
-            None => self.look_at_nothing(name, start),
+            None => look_at_nothing(self.origin(name), start),
         }
     }
 
@@ -53,7 +53,11 @@ impl Registry {
     /// What stands for the tail of a channel that nobody has made.
     pub(crate) fn origin(&self, name: &str) -> Offset {
         if self.remote.is_some() {
-            return Offset::ZERO;
+            // As far as is known here: the engine is asked by who goes by it.
+            let entry = self.map.find(name);
+            return entry
+                .and_then(|entry| entry.lock().follow.as_ref().map(|follow| follow.origin))
+                .unwrap_or(Offset::ZERO);
         }
         self.origins.of(Bucket::of(self.map.hash(name)))
     }
@@ -67,8 +71,11 @@ impl Registry {
         limit: usize,
         now: u64,
     ) -> Result<Reading, Gone> {
-        let Some(kept) = self.living(state, now) else {
-            return self.look_at_nothing(entry.name(), start);
+        self.living(state, now);
+        let Some(kept) = state.log.as_deref_mut() else {
+            let elsewhere = self.remote.is_some();
+            let origin = if elsewhere { state.origin_elsewhere() } else { self.origin(entry.name()) };
+            return look_at_nothing(origin, start);
         };
         if kept.buried {
             return Err(kept.log.gone(Reason::Deleted));
@@ -79,13 +86,12 @@ impl Registry {
         reading.until = kept.until;
         Ok(reading)
     }
+}
 
-    pub(super) fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
-        let origin = self.origin(name);
-        match start {
-            Start::After(offset) if offset != origin => Err(Gone::new(Reason::Unknown, origin, origin)),
-            _ => Ok(Reading::unknown(origin)),
-        }
+fn look_at_nothing(origin: Offset, start: Start) -> Result<Reading, Gone> {
+    match start {
+        Start::After(offset) if offset != origin => Err(Gone::new(Reason::Unknown, origin, origin)),
+        _ => Ok(Reading::unknown(origin)),
     }
 }
 

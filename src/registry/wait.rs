@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Limit,
-    engine::{Answer, Gone, Offset, Page, Place, Reading, Reason, Start, Touch},
+    engine::{Answer, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
     sync::Mutex,
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Wait {
 }
 
 /// Never locked: it makes a wait `Sync` without making the engine's futures so.
-struct Question(Mutex<Answer<'static, Option<Page>>>);
+struct Question(Mutex<Answer<'static, Found>>);
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -189,18 +189,14 @@ impl Wait {
         let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
         self.question = None;
         match answer {
-            Ok(Some(page)) => {
+            Ok(Found::Page(page)) => {
                 let reading = self.registry.reading(page);
                 if !reading.is_empty() || reading.closed {
                     return Some(Ended::Read(reading));
                 }
             }
-            Ok(None) => {
-                let origin = self.registry.origin(self.entry.name());
-                return Some(self.ended_by(Gone::new(Reason::Unknown, origin, origin)));
-            }
             Err(Error::Gone(gone)) => return Some(self.ended_by(gone)),
-            Err(_) => {}
+            Ok(Found::Nothing(_)) | Err(_) => {}
         }
         // The log ends where this wait began, and what is held here does not: it is to be read.
         let mut state = self.entry.lock();

@@ -3,7 +3,7 @@
 use super::{Append, Appended, Created, Creation, Peek, Registry, millis};
 use crate::{
     Error,
-    engine::{Offset, Page, Place, Reading, Start, Touch, check_media_type},
+    engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
 };
 
 impl Registry {
@@ -44,22 +44,20 @@ impl Registry {
     /// [`peek`](Self::peek), wherever the log is.
     pub(crate) async fn peek_at_it(&self, name: &str) -> Result<Option<Peek>, Error> {
         let Some(remote) = self.remote() else { return self.peek(name).map_err(Error::Gone) };
-        let page = remote.read(name, Place::From(Start::Tail), 0, Touch::No).await?;
-        Ok(page.map(|page| Peek {
-            content_type: page.content_type,
-            tail: page.tail,
-            closed: page.closed,
-            history: page.kept,
-            lifetime: page.lifetime,
-        }))
+        match remote.read(name, Place::From(Start::Tail), 0, Touch::No).await? {
+            Found::Nothing(_) => Ok(None),
+            Found::Page(Page { content_type, tail, closed, kept: history, lifetime, .. }) => {
+                Ok(Some(Peek { content_type, tail, closed, history, lifetime }))
+            }
+        }
     }
 
     /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
     pub(crate) async fn read_it(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
         let Some(remote) = self.remote() else { return self.read(name, start, limit).map_err(Error::Gone) };
         match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
-            Some(page) => Ok(self.reading(page)),
-            None => self.look_at_nothing(name, start).map_err(Error::Gone),
+            Found::Page(page) => Ok(self.reading(page)),
+            Found::Nothing(origin) => Ok(Reading::unknown(origin)),
         }
     }
 

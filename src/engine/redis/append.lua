@@ -83,7 +83,7 @@ if seq ~= '' and not fresh then
 end
 
 if fresh then
-  it = make(meta, create, tag, own, false)
+  it = make(meta, create, tag, own, false, age, linger)
   redis.call('PUBLISH', topic, 'made')
 end
 if kind ~= '' then

@@ -11,8 +11,8 @@ use super::Redis;
 use crate::{
     Error, Gone, Offset,
     engine::{
-        Append, Appended, Batch, Created, Creation, Fork, Lifetime, Page, PageEntry, Place, Reason, Start, Touch,
-        is_json,
+        Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, Page, PageEntry, Place, Reason, Start,
+        Touch, is_json,
     },
 };
 
@@ -128,8 +128,10 @@ impl Redis {
     async fn ask_for_source(&self, fork: &Fork) -> Result<Source, Error> {
         let at = fork.at.unwrap_or(Start::Tail);
         let page = match self.ask_to_read(&fork.source, Place::From(at), 0, Touch::No).await {
-            Ok(page) => page.ok_or(Error::Unknown)?,
+            Ok(Found::Page(page)) => page,
+            Ok(Found::Nothing(_)) => return Err(Error::Unknown),
             Err(Error::Gone(gone)) if gone.reason() == Reason::Deleted => return Err(Error::Conflict),
+            Err(Error::Gone(gone)) if gone.reason() == Reason::Unknown => return Err(Error::Unknown),
             Err(Error::Gone(_)) => return Err(Error::ForkOffset),
             Err(error) => return Err(error),
         };
@@ -149,7 +151,7 @@ impl Redis {
 
     pub(super) async fn ask_to_delete(&self, name: &str) -> Result<Offset, Error> {
         let mut script = self.script(&self.scripts.delete, name);
-        script.arg(self.keys.topic(name));
+        script.arg(self.keys.topic(name)).arg(self.kept.retention.age.map_or(0, millis)).arg(millis(LINGER));
         let mut said = Said::new(self.link.write(&script).await?)?;
         match &*said.text()? {
             "done" => said.offset(),
@@ -164,7 +166,7 @@ impl Redis {
         from: Place,
         limit: usize,
         touch: Touch,
-    ) -> Result<Option<Page>, Error> {
+    ) -> Result<Found, Error> {
         let mut script = self.script(&self.scripts.read, name);
         match from {
             Place::Window => script.arg("window").arg(0).arg(0),
@@ -179,7 +181,13 @@ impl Redis {
         match &*said.text()? {
             "found" => {}
             "deleted" => return Err(said.gone()?),
-            _ => return Ok(None),
+            _ => {
+                let origin = said.offset()?;
+                return match said.flag()? {
+                    true => Ok(Found::Nothing(origin)),
+                    false => Err(Error::Gone(Gone::new(Reason::Unknown, origin, origin))),
+                };
+            }
         }
         let reason = said.text()?;
         let content_type: Arc<str> = said.text()?.into();
@@ -202,9 +210,10 @@ impl Redis {
         };
         let left = said.maybe_number()?.map(Duration::from_millis);
         let kept = usize::try_from(said.number()?).unwrap_or(usize::MAX);
+        let origin = Offset::new(0, said.number()?);
         let after = said.offset()?;
         let entries = said.list()?.into_iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(Some(Page { content_type, log, closed, tail, kept, lifetime, left, after, entries }))
+        Ok(Found::Page(Page { content_type, log, closed, origin, tail, kept, lifetime, left, after, entries }))
     }
 
     pub(super) async fn ask_for_names(&self) -> Result<Vec<String>, Error> {

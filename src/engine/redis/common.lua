@@ -27,6 +27,32 @@ local function log_of(meta)
   return (string.gsub(meta, ':channel$', ':log'))
 end
 
+local function was_of(meta)
+  return (string.gsub(meta, ':channel$', ':was'))
+end
+
+-- How long an offset of a channel that nobody has made is good for: no longer than a channel of that name would have been
+-- remembered. Whoever is away for longer may have missed one.
+local function span(age, linger)
+  return age > 0 and age + linger or 604800000
+end
+
+-- What stands for the fingerprint of the tail of a channel that nobody has made: what a deleted one of that name has left, or
+-- else a count of half spans, of which the one before is good too.
+local function origin(meta, age, linger)
+  return redis.call('GET', was_of(meta)) or text(age > 0 and math.floor(now / span(age, linger) * 2) or 0)
+end
+
+local function is_origin(low, of)
+  local this, that = tonumber(low), tonumber(of)
+  return low == of or (this < 4294967296 and that < 4294967296 and math.abs(this - that) <= 1)
+end
+
+-- Remembers that there was a channel: for so long after it may be gone.
+local function remember(it, age, linger, lives)
+  redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + span(age, linger)))
+end
+
 -- Whether a channel that was deleted is needed for its name: a fork of it is still there, or a fork of that.
 local function has_forks(meta, tag)
   for _, fork in ipairs(redis.call('SMEMBERS', forks_of(meta))) do
@@ -52,7 +78,7 @@ end
 -- What is known of a channel, or nil.
 local function load(meta)
   local v = redis.call('HMGET', meta, 'type', 'tag', 'tail', 'low', 'floor', 'floorlow', 'n', 'bytes', 'closed', 'ttl', 'until',
-    'made', 'buried')
+    'made', 'buried', 'born')
   if not v[1] then return nil end
   if v[13] and not has_forks(meta, v[2]) then
     remove(meta)
@@ -62,7 +88,7 @@ local function load(meta)
     meta = meta, log = log_of(meta),
     type = v[1], tag = tonumber(v[2]), tail = tonumber(v[3]), low = v[4], floor = tonumber(v[5]), floorlow = v[6],
     n = tonumber(v[7]), bytes = tonumber(v[8]), closed = v[9] == '1',
-    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true,
+    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true, born = v[14],
   }
   if it.n > 0 and redis.call('EXISTS', it.log) == 0 then
     -- All of it has aged out, or was evicted: where it ended is still known.
@@ -77,15 +103,15 @@ local function save(it)
 end
 
 -- A channel that was not there. A log without a channel is what an eviction left.
-local function make(meta, media_type, tag, own, made)
-  redis.call('UNLINK', log_of(meta), forks_of(meta))
-  local low = fingerprint(tag, own)
+local function make(meta, media_type, tag, own, made, age, linger)
+  local low, born = fingerprint(tag, own), origin(meta, age, linger)
+  redis.call('UNLINK', log_of(meta), forks_of(meta), was_of(meta))
   redis.call('HSET', meta, 'type', media_type, 'tag', text(tag), 'tail', '0', 'low', low, 'floor', '0', 'floorlow', low,
-    'n', '0', 'bytes', '0', 'closed', '0', 'made', made and '1' or '0')
+    'n', '0', 'bytes', '0', 'closed', '0', 'made', made and '1' or '0', 'born', born)
   return {
     meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,
-    n = 0, bytes = 0, closed = false, made = made,
+    n = 0, bytes = 0, closed = false, made = made, born = born,
   }
 end
 
@@ -132,9 +158,11 @@ local function keep(it, age, linger, written)
   if it.ttl then
     redis.call('PEXPIRE', it.meta, it.ttl)
     redis.call('PEXPIRE', it.log, it.ttl)
+    remember(it, age, linger, it.ttl)
   elseif it.till then
     redis.call('PEXPIREAT', it.meta, it.till)
     redis.call('PEXPIREAT', it.log, it.till)
+    if written then remember(it, age, linger, math.max(it.till - now, 0)) end
   elseif age > 0 then
     if written then
       redis.call('PEXPIRE', it.log, age + 1)
@@ -162,7 +190,7 @@ local function locate(it, where, position, low)
   if where == 'origin' and it.floor > 0 then return nil, 'trimmed' end
   if where ~= 'after' then return it.floor, it.floorlow end
   local at = tonumber(position)
-  local anything = at == 0 and low == '0'
+  local anything = at == 0 and is_origin(low, it.born)
   local ours = math.floor(tonumber(low) / 4294967296) == it.tag or anything
   -- The floor itself, or before anything while nothing has been let go.
   if (at == it.floor and low == it.floorlow) or (anything and it.floor == 0) then return it.floor, it.floorlow end

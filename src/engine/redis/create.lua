@@ -44,7 +44,7 @@ if fork ~= '' then
   end
 end
 
-it = make(meta, media_type, tag, own, true)
+it = make(meta, media_type, tag, own, true, age, linger)
 if ttl ~= '' then
   it.ttl = tonumber(ttl)
   redis.call('HSET', meta, 'ttl', ttl)

@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Answer, Append, Appended, Created, Creation, Feed, Offset, Page, Place, Remote, Retention, Touch};
+use super::{Answer, Append, Appended, Created, Creation, Feed, Found, Offset, Place, Remote, Retention, Touch};
 use ask::Scripts;
 use link::Link;
 pub use link::RedisError;
@@ -105,7 +105,7 @@ impl Remote for Redis {
         self.link.within(self.ask_to_delete(name))
     }
 
-    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Option<Page>> {
+    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found> {
         self.link.within(self.ask_to_read(name, from, limit, touch))
     }
 

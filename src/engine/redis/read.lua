@@ -4,7 +4,11 @@ local where, position, low, limit, touches = ARGV[1], ARGV[2], ARGV[3], tonumber
 local appends, bytes, age, linger = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 
 local it = load(KEYS[1])
-if not it then return { 'unknown' } end
+if not it then
+  local now_at = origin(KEYS[1], age, linger)
+  local good = where ~= 'after' or (tonumber(position) == 0 and is_origin(low, now_at))
+  return { 'unknown', '0', now_at, good and '1' or '0' }
+end
 if it.buried then return is_deleted(it) end
 if touches then keep(it, age, linger, false) end
 if trim(it, appends, bytes, age) then save(it) end
@@ -58,5 +62,5 @@ local left = ''
 if it.till then left = text(math.max(it.till - now, 0)) end
 return {
   'found', reason, it.type, text(it.tag), it.closed and '1' or '0', text(it.tail), it.low, text(it.floor), it.floorlow,
-  it.ttl and text(it.ttl) or '', it.till and text(it.till) or '', left, text(it.n), text(from), fromlow, found,
+  it.ttl and text(it.ttl) or '', it.till and text(it.till) or '', left, text(it.n), it.born, text(from), fromlow, found,
 }

@@ -149,7 +149,7 @@ impl World<'_> {
         let waiting = &mut self.waits[index];
         waiting.bell.0.store(false, Relaxed);
         let waker = Waker::from(waiting.bell.clone());
-        let ended = waiting.wait.poll(&Context::from_waker(&waker), over, ALL);
+        let ended = waiting.wait.poll(&mut Context::from_waker(&waker), over, ALL);
         let place = waiting.place;
         if let Poll::Ready(Ended::Deleted) = ended {
             // It may look at what it was on, which is out of the map, or at what is there now.
