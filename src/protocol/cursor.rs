@@ -1,6 +1,9 @@
 //! The cursor of live reads (Durable Streams, section 10.1).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// 2024-10-09T00:00:00Z, from which intervals are counted.
 const EPOCH: Duration = Duration::from_secs(1_728_432_000);
@@ -10,8 +13,8 @@ const JITTER: Duration = Duration::from_secs(3_600);
 
 /// The cursor to answer with: the number of the interval that now is, so that all clients share one URL in it;
 /// and for a client that is there already, a later one, so that no cache answers it with what it has.
-pub(super) fn next(client: Option<u32>) -> u32 {
-    next_at(SystemTime::now(), client)
+pub(super) fn next(client: Option<NonZeroU32>) -> u32 {
+    next_at(SystemTime::now(), client.map(NonZeroU32::get))
 }
 
 fn next_at(now: SystemTime, client: Option<u32>) -> u32 {
@@ -26,11 +29,11 @@ fn next_at(now: SystemTime, client: Option<u32>) -> u32 {
     }
 }
 
-/// A cursor that a client sent. What is none counts as absent, and so does one that has no room above it: it was
-/// not ours.
-pub(super) fn parse(text: &str) -> Option<u32> {
+/// A cursor that a client sent. What is none counts as absent, and so do 0, which is long over, and one that has no room above
+/// it: it was not ours.
+pub(super) fn parse(text: &str) -> Option<NonZeroU32> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|cursor| digits && *cursor < u32::MAX - 1_000)
+    text.parse().ok().filter(|cursor: &NonZeroU32| digits && cursor.get() < u32::MAX - 1_000)
 }
 
 #[cfg(test)]
@@ -56,9 +59,9 @@ mod tests {
 
     #[test]
     fn garbage_is_no_cursor() {
-        for text in ["", "-1", "+1", "1.5", "x", "99999999999999999999", "4294967295", " 1"] {
+        for text in ["", "0", "-1", "+1", "1.5", "x", "99999999999999999999", "4294967295", " 1"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
-        assert_eq!(parse("3300000"), Some(3_300_000));
+        assert_eq!(parse("3300000").map(NonZeroU32::get), Some(3_300_000));
     }
 }

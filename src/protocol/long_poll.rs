@@ -4,6 +4,7 @@ use http::HeaderValue;
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
+    num::{NonZeroU16, NonZeroU32},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -46,8 +47,9 @@ pin_project! {
         #[pin]
         deadline: Option<Sleep>,
         route: Arc<Route>,
-        cursor: Option<u32>,
-        preferred: Option<u16>,
+        cursor: Option<NonZeroU32>,
+        // One more than the seconds that a client's preference is granted of, so that none takes no room.
+        preferred: Option<NonZeroU16>,
         http1: bool,
     }
 }
@@ -100,7 +102,8 @@ impl Future for LongPoll {
         if answer.status().is_success() {
             let map = answer.headers_mut();
             map.insert(headers::CURSOR, headers::ascii(cursor::next(*this.cursor)));
-            if let Some(seconds) = this.preferred {
+            if let Some(preferred) = this.preferred {
+                let seconds = preferred.get() - 1;
                 map.insert(headers::PREFERENCE_APPLIED, headers::ascii(format_args!("wait={seconds}")));
             }
         }
@@ -108,9 +111,10 @@ impl Future for LongPoll {
     }
 }
 
-/// The whole seconds that a client's preference is granted of.
-fn granted(asked: u32, max_wait: Duration) -> u16 {
-    u16::try_from(max_wait.as_secs().min(asked.into())).unwrap_or(u16::MAX)
+/// The whole seconds that a client's preference is granted of, and one.
+fn granted(asked: u32, max_wait: Duration) -> NonZeroU16 {
+    let seconds = u16::try_from(max_wait.as_secs().min(asked.into())).unwrap_or(u16::MAX);
+    NonZeroU16::MIN.saturating_add(seconds)
 }
 
 #[cfg(test)]

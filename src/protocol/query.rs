@@ -1,7 +1,7 @@
 //! What a read asks for: the query, and how long it would wait.
 
 use http::{HeaderMap, request::Parts};
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, num::NonZeroU32, time::Duration};
 
 use super::{cursor, headers, problem::Problem};
 use crate::engine::Start;
@@ -11,7 +11,7 @@ use crate::engine::Start;
 pub(super) struct Asked {
     pub(super) start: Start,
     pub(super) live: Option<Live>,
-    pub(super) cursor: Option<u32>,
+    pub(super) cursor: Option<NonZeroU32>,
     /// Wait no longer than this; shorter than the route would.
     pub(super) wait: Option<Duration>,
     /// The whole seconds of `Prefer: wait=…`, to be answered with `Preference-Applied`.

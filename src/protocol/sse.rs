@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, Response, header};
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
+    num::NonZeroU32,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -70,7 +71,7 @@ pin_project! {
         wait: Wait,
         route: Arc<Route>,
         base64: bool,
-        cursor: Option<u32>,
+        cursor: Option<NonZeroU32>,
         // The client knows where the tail is.
         told: bool,
         finished: bool,
@@ -150,7 +151,7 @@ struct Control {
 }
 
 impl Control {
-    fn new(reading: &Reading, client: Option<u32>) -> Self {
+    fn new(reading: &Reading, client: Option<NonZeroU32>) -> Self {
         let cursor = (!reading.closed).then(|| cursor::next(client));
         Self { next: reading.next, cursor, up_to_date: reading.up_to_date }
     }
