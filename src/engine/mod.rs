@@ -12,7 +12,9 @@ mod offset;
 mod reading;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is asked of one"))]
 mod remote;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "and nothing is held of what it keeps"))]
 mod replica;
 mod request;
 mod retention;
@@ -29,7 +31,9 @@ pub(crate) use reading::{Reading, Start};
 pub(crate) use redis::Redis;
 #[cfg(feature = "redis")]
 pub use redis::RedisError;
-pub(crate) use remote::{Answer, Feed, Found, Notice, Page, PageEntry, Place, Remote, Touch};
+pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
+#[cfg(feature = "redis")]
+pub(crate) use remote::{Feed, PageEntry};
 pub(crate) use request::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use writers::{Admission, Stamp, Writers};

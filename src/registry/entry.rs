@@ -62,6 +62,11 @@ impl Kept {
 }
 
 impl State {
+    /// Where the channel ends, as far as is held here.
+    pub(super) fn known_tail(&self) -> Option<Offset> {
+        self.log.as_ref().map(|kept| kept.log.tail())
+    }
+
     /// What stands for the tail of a channel that nobody has made, as far as is known here: the engine is asked by who goes by it.
     pub(super) fn origin_elsewhere(&self) -> Offset {
         self.follow.as_ref().map_or(Offset::ZERO, |follow| follow.origin)

@@ -131,7 +131,7 @@ impl Registry {
             match poll_fn(|cx| self.poll_live(&entry, cx)).await {
                 Ok(true) => return Ok(entry),
                 // Its last waiter left meanwhile.
-                Ok(false) => continue,
+                Ok(false) => {}
                 Err(error) => {
                     self.map.vacate(&entry);
                     return Err(error);
@@ -379,10 +379,5 @@ impl Registry {
         let full = self.usage.history() > self.limits.history;
         kept.log.shorten(if full { 1 } else { APPENDS }, BYTES);
         self.usage.adjust_history(before, kept.log.cost());
-    }
-
-    /// Where a channel ends, as far as is known here.
-    pub(super) fn known_tail(&self, state: &State) -> Option<Offset> {
-        state.log.as_ref().map(|kept| kept.log.tail())
     }
 }

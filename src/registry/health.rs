@@ -16,6 +16,7 @@ impl Health {
         Self { lost: Mutex::new(None) }
     }
 
+    #[cfg(feature = "redis")]
     pub(super) fn unknown() -> Self {
         let health = Self::well();
         health.lose("it was not connected yet".to_owned());
@@ -26,12 +27,14 @@ impl Health {
         self.lost.lock().is_some()
     }
 
+    #[cfg(feature = "redis")]
     pub(super) fn lose(&self, why: String) {
         let mut lost = self.lost.lock();
         let since = lost.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         *lost = Some((since, why));
     }
 
+    #[cfg(feature = "redis")]
     pub(super) fn find(&self) {
         *self.lost.lock() = None;
     }

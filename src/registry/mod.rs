@@ -108,6 +108,7 @@ impl Registry {
     }
 
     /// Channels whose logs are kept elsewhere. Nothing is heard of them until they are [tended](tend) to.
+    #[cfg(feature = "redis")]
     pub(crate) fn elsewhere(limits: Limits, retention: Retention, remote: Arc<dyn Remote>) -> Self {
         Self { remote: Some(remote), health: Health::unknown(), ..Self::new(limits, retention) }
     }

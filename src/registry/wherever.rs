@@ -78,7 +78,7 @@ impl Registry {
         if reading.up_to_date {
             // A client that was elsewhere before is ahead of what was heard here.
             let mut state = entry.lock();
-            if self.known_tail(&state) != Some(reading.next) {
+            if state.known_tail() != Some(reading.next) {
                 self.doubt(&entry, &mut state);
             }
         }

@@ -67,11 +67,11 @@ fn a_time_out_meets_an_append(place: fn(&Registry, &Reading) -> Offset) -> &'sta
         let registry = registry.clone();
         move || {
             let waker = Task::new(|_| Poll::<()>::Pending).waker();
-            let cx = Context::from_waker(&waker);
-            if wait.poll(&cx, false, ALL).is_ready() {
+            let mut cx = Context::from_waker(&waker);
+            if wait.poll(&mut cx, false, ALL).is_ready() {
                 return ("found", own);
             }
-            match wait.poll(&cx, true, ALL) {
+            match wait.poll(&mut cx, true, ALL) {
                 Poll::Ready(Ended::Read(_)) => ("found when the time was over", own),
                 Poll::Ready(Ended::TimedOut(reading)) => ("timed out", place(&registry, &reading)),
                 _ => (ASLEEP, own),
