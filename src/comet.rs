@@ -278,6 +278,7 @@ impl CometBuilder {
     }
 
     /// The number of waits on all channels together. Default 100,000. Beyond: 503, [`Limit::Waits`](crate::Limit::Waits).
+    /// [`Subscription`](crate::Subscription)s are never refused, but do count.
     pub fn max_waits(mut self, waits: usize) -> Self {
         self.limits.waits = waits;
         self

@@ -61,7 +61,7 @@
 //!
 //! # What it does not do
 //!
-//! * The logs are in memory, in one process; a restart empties them, and clients are told.
+//! * Without Redis the logs are in memory, in one process; a restart empties them, and clients are told.
 //! * Of Durable Streams it leaves out the subscriptions below `__ds`: 501 on a strict route.
 //! * No WebSockets, no presence, no acknowledgements.
 //!
@@ -94,6 +94,11 @@
 //! `false`. A wait takes up to [`Route::max_wait`]; a client asks for less with `Prefer: wait=10` or `?timeout=10`, in
 //! seconds. On a bare `GET` the client does not say where it was, so what is published before its next bare `GET` is not
 //! for it.
+//!
+//! # Past one machine
+//!
+//! With the feature `redis` the logs are on Redis or Valkey: `Comet::builder().redis("redis://…").connect().await`. Any node takes a
+//! publish, any node holds the wait; nothing else changes.
 //!
 //! # Beside other layers
 //!
