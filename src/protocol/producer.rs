@@ -42,6 +42,8 @@ fn bad(detail: &'static str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
 
     #[test]
     fn all_three_or_none_and_nothing_but_digits() {
@@ -71,6 +73,27 @@ mod tests {
             (Some("a"), Some("0"), Some("9007199254740992")),
         ] {
             assert_eq!(parsed(id, epoch, seq), Err(()), "{id:?} {epoch:?} {seq:?}");
+        }
+    }
+
+    proptest! {
+        /// What is taken for a number reads the same when it is written again, save for zeros before it.
+        #[test]
+        fn hostile_headers_never_panic(id in prop::collection::vec(any::<u8>(), 0..300), epoch in "[0-9+-]{0,20}|[ -~]{0,8}", seq in "[0-9]{0,18}") {
+            let mut map = HeaderMap::new();
+            for (name, value) in [(headers::PRODUCER_ID, &id[..]), (headers::PRODUCER_EPOCH, epoch.as_bytes()), (headers::PRODUCER_SEQ, seq.as_bytes())] {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    map.insert(name, value);
+                }
+            }
+            if let Ok(Some(stamp)) = parse(&map) {
+                prop_assert_eq!(stamp.id.as_bytes(), &id[..]);
+                for (number, text) in [(stamp.epoch, &epoch), (stamp.seq, &seq)] {
+                    prop_assert!(number <= MOST);
+                    let zeros = if number == 0 { text.len() - 1 } else { text.len() - text.trim_start_matches('0').len() };
+                    prop_assert_eq!(&number.to_string(), &text[zeros..]);
+                }
+            }
         }
     }
 }

@@ -166,8 +166,10 @@ impl Registry {
     /// Looks at a channel that is there, which leaves the map if its lifetime turns out to be over and nobody waits.
     fn visit<T>(&self, entry: &Arc<Entry>, look: impl FnOnce(&mut State) -> T) -> T {
         let mut state = entry.lock();
+        // What is vacant already is about to be used by whoever has entered it.
+        let held = state.log.is_some();
         let seen = look(&mut state);
-        let vacant = state.is_vacant();
+        let vacant = held && state.is_vacant();
         drop(state);
         if vacant {
             self.map.vacate(entry);
