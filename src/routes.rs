@@ -64,7 +64,7 @@ impl Routes {
             let mounted = &self.mounted[*found.value];
             let fixed = mounted.pattern.split('{').next().unwrap_or_default();
             let first = path.strip_prefix(fixed).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-            mounted.route.strict && name::decode(first).is_ok_and(|first| first == "__ds")
+            name::decode(first).is_ok_and(|first| first == "__ds")
         })
     }
 

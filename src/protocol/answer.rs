@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Payload, headers};
+use super::{Payload, headers, text::Text};
 use crate::{
     Outcome, Route,
     access::Gate,
@@ -13,55 +13,73 @@ use crate::{
 /// An answer of the layer's own.
 pub(crate) type Answer = Response<Payload>;
 
-/// 200 with messages, or with none.
-pub(super) fn messages(route: &Route, mut reading: Reading, outcome: Outcome) -> Answer {
+/// 200 with messages, or with none; the cursor if it is live.
+pub(super) fn messages(
+    route: &Route,
+    mut reading: Reading,
+    outcome: Outcome,
+    tag: Option<HeaderValue>,
+    cursor: Option<HeaderValue>,
+) -> Answer {
     let content_type = reading.content_type.take().unwrap_or_else(|| {
         reading.json = is_json(&route.content_type);
         route.content_type.clone()
     });
-    let mut answer = Response::new(Payload::default());
-    let map = answer.headers_mut();
-    headers::safe(map);
-    position(map, &reading);
-    of_type(map, &content_type);
-    cacheable(map, route, &reading);
-    *answer.body_mut() = reading.into_bytes().into();
+    let mut map = headers::of_messages(cursor.is_some());
+    position(&mut map, &reading);
+    of_type(&mut map, &content_type);
+    cacheable(&mut map, route, &reading);
+    match tag {
+        Some(tag) => map.insert(header::ETAG, tag),
+        None => map.remove(header::ETAG),
+    };
+    if let Some(cursor) = cursor {
+        map.insert(headers::CURSOR, cursor);
+    }
+    let mut answer = Response::new(reading.into_bytes().into());
+    *answer.headers_mut() = map;
     answer.extensions_mut().insert(outcome);
     answer
 }
 
 /// 200 with messages under the name of what they are, or 304 if the client has seen that.
-pub(super) fn tagged(route: &Route, reading: Reading, outcome: Outcome, seen: Option<&HeaderValue>) -> Answer {
+pub(super) fn tagged(
+    route: &Route,
+    reading: Reading,
+    outcome: Outcome,
+    seen: Option<&HeaderValue>,
+    cursor: Option<HeaderValue>,
+) -> Answer {
     let tag = entity_tag(&reading);
     if seen.is_some_and(|seen| matches(seen, &tag)) {
-        return not_modified(route, &reading, tag);
+        return not_modified(route, &reading, tag, cursor);
     }
-    let mut answer = messages(route, reading, outcome);
-    answer.headers_mut().insert(header::ETAG, tag);
-    answer
+    messages(route, reading, outcome, Some(tag), cursor)
 }
 
 /// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.
-pub(super) fn nothing(reading: &Reading, outcome: Outcome) -> Answer {
+pub(super) fn nothing(reading: &Reading, outcome: Outcome, cursor: Option<HeaderValue>) -> Answer {
     let mut answer = empty(StatusCode::NO_CONTENT, outcome);
     position(answer.headers_mut(), reading);
+    answer.headers_mut().extend(cursor.map(|cursor| (headers::CURSOR, cursor)));
     answer
 }
 
 /// 304: the client has it, and may keep it as if it had been given it now (RFC 9110, section 15.4.5).
-fn not_modified(route: &Route, reading: &Reading, tag: HeaderValue) -> Answer {
+fn not_modified(route: &Route, reading: &Reading, tag: HeaderValue, cursor: Option<HeaderValue>) -> Answer {
     let mut answer = empty(StatusCode::NOT_MODIFIED, Outcome::Read);
     let map = answer.headers_mut();
     position(map, reading);
     cacheable(map, route, reading);
     map.insert(header::ETAG, tag);
+    map.extend(cursor.map(|cursor| (headers::CURSOR, cursor)));
     answer
 }
 
 pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
     let mut answer = Response::new(Payload::default());
     *answer.status_mut() = status;
-    headers::safe(answer.headers_mut());
+    *answer.headers_mut() = headers::safe();
     answer.extensions_mut().insert(outcome);
     answer
 }
@@ -82,6 +100,8 @@ fn position(map: &mut HeaderMap, reading: &Reading) {
     map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
     if reading.up_to_date {
         map.insert(headers::UP_TO_DATE, headers::TRUE);
+    } else {
+        map.remove(headers::UP_TO_DATE);
     }
     if reading.closed {
         map.insert(headers::CLOSED, headers::TRUE);
@@ -99,8 +119,8 @@ pub(super) fn of_type(map: &mut HeaderMap, content_type: &str) {
 /// Which part of which log this is, and whether the stream has ended with it.
 fn entity_tag(reading: &Reading) -> HeaderValue {
     let (start, end) = (reading.after.position(), reading.next.position());
-    let closed = if reading.closed { ":c" } else { "" };
-    headers::ascii(format!("\"{:016x}:{start}:{end}{closed}\"", reading.log))
+    let text = Text::new().ascii("\"").fingerprint(reading.log).ascii(":").number(start).ascii(":").number(end);
+    text.ascii(if reading.closed { ":c\"" } else { "\"" }).value()
 }
 
 /// Whether an `If-None-Match` names this entity tag. The comparison is the weak one (RFC 9110, section 13.1.2).

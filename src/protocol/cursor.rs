@@ -1,9 +1,12 @@
 //! The cursor of live reads (Durable Streams, section 10.1).
 
+use http::HeaderValue;
 use std::{
     num::NonZeroU32,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use super::text::Text;
 
 /// 2024-10-09T00:00:00Z, from which intervals are counted.
 const EPOCH: Duration = Duration::from_secs(1_728_432_000);
@@ -15,6 +18,11 @@ const JITTER: Duration = Duration::from_secs(3_600);
 /// and for a client that is there already, a later one, so that no cache answers it with what it has.
 pub(super) fn next(client: Option<NonZeroU32>) -> u32 {
     next_at(SystemTime::now(), client.map(NonZeroU32::get))
+}
+
+/// The same, as a header's value.
+pub(super) fn header(client: Option<NonZeroU32>) -> HeaderValue {
+    Text::new().number(next(client).into()).value()
 }
 
 fn next_at(now: SystemTime, client: Option<u32>) -> u32 {

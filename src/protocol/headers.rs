@@ -1,6 +1,7 @@
 //! The headers of the protocol (Durable Streams, section 5), and those that every answer carries.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::sync::LazyLock;
 
 use crate::Offset;
 
@@ -48,12 +49,30 @@ pub(super) fn content_type(text: &str) -> HeaderValue {
 
 /// What every answer carries: it is somebody's text on the application's origin, not to be sniffed, not to
 /// be embedded elsewhere, and, as no cache knows when a channel goes on, not to be stored.
-pub(super) fn safe(headers: &mut HeaderMap) {
-    // What follows is nine more at most: the map is made once, and not grown.
-    headers.reserve(12);
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
+pub(super) fn safe() -> HeaderMap {
+    static SAFE: LazyLock<HeaderMap> = LazyLock::new(|| template(&[]));
+    SAFE.clone()
+}
+
+/// The same, with room for the values of an answer with messages, all of which are to be put in or taken out.
+pub(super) fn of_messages(live: bool) -> HeaderMap {
+    const CATCH_UP: [HeaderName; 4] = [NEXT_OFFSET, UP_TO_DATE, header::CONTENT_TYPE, header::ETAG];
+    const LIVE: [HeaderName; 5] = [NEXT_OFFSET, UP_TO_DATE, header::CONTENT_TYPE, header::ETAG, CURSOR];
+    static TEMPLATES: LazyLock<[HeaderMap; 2]> = LazyLock::new(|| [template(&CATCH_UP), template(&LIVE)]);
+    TEMPLATES[usize::from(live)].clone()
+}
+
+/// A map to be copied, which costs less than as many insertions, and is as large as it need be: a map that is filled one
+/// by one has room for twelve, which is more than an allocator has at hand.
+fn template(names: &[HeaderName]) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(3 + names.len());
+    map.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    map.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
+    for name in names {
+        map.insert(name.clone(), TRUE);
+    }
+    map
 }
 
 /// Whether a header says `true`, in whatever case; anything else counts as absent (Durable Streams, section 5).

@@ -30,12 +30,10 @@ use crate::{
 /// What there is without a wait: messages, or the end of the stream.
 pub(super) fn at_once(target: &Target, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Answer {
     if reading.is_empty() {
-        return answer::nothing(&reading, Outcome::Ended);
+        return answer::nothing(&reading, Outcome::Ended, None);
     }
     target.registry.usage().count_delivered();
-    let mut answer = answer::tagged(&target.route, reading, Outcome::Delivered, seen);
-    answer.headers_mut().insert(headers::CURSOR, headers::ascii(cursor::next(asked.cursor)));
-    answer
+    answer::tagged(&target.route, reading, Outcome::Delivered, seen, Some(cursor::header(asked.cursor)))
 }
 
 pin_project! {
@@ -86,26 +84,24 @@ impl Future for LongPoll {
             }
         };
         let registry = this.wait.registry();
+        let cursor = Some(cursor::header(*this.cursor));
         let mut answer = match ended {
-            Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended),
+            Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
                 registry.usage().count_delivered();
-                answer::tagged(this.route, reading, Outcome::Delivered, None)
+                answer::tagged(this.route, reading, Outcome::Delivered, None, cursor)
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();
-                answer::nothing(&reading, Outcome::TimedOut)
+                answer::nothing(&reading, Outcome::TimedOut, cursor)
             }
-            Ended::Released(reading) => answer::nothing(&reading, Outcome::Released),
+            Ended::Released(reading) => answer::nothing(&reading, Outcome::Released, cursor),
             refused => Problem::from(refused).into_answer(),
         };
-        if answer.status().is_success() {
-            let map = answer.headers_mut();
-            map.insert(headers::CURSOR, headers::ascii(cursor::next(*this.cursor)));
-            if let Some(preferred) = this.preferred {
-                let seconds = preferred.get() - 1;
-                map.insert(headers::PREFERENCE_APPLIED, headers::ascii(format_args!("wait={seconds}")));
-            }
+        if let Some(preferred) = this.preferred.filter(|_| answer.status().is_success()) {
+            let seconds = preferred.get() - 1;
+            let applied = headers::ascii(format_args!("wait={seconds}"));
+            answer.headers_mut().insert(headers::PREFERENCE_APPLIED, applied);
         }
         Poll::Ready(finish(registry, *this.http1, answer))
     }

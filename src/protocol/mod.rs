@@ -8,7 +8,7 @@
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target` | what a request is addressed to, and whether it may |
 //! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
-//! | `reply`, `answer`, `payload`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
+//! | `reply`, `answer`, `payload`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
 mod append;
@@ -29,6 +29,7 @@ mod receive;
 mod reply;
 mod sse;
 mod target;
+mod text;
 
 use http::{Method, Request, Version, header};
 use http_body::Body;
@@ -62,7 +63,7 @@ where
         Ok(_) => return target.reply(Err(Problem::bad_name("it is too long"))),
         Err(error) => return target.reply(Err(Problem::bad_name(error.as_str()))),
     }
-    if target.routes.is_reserved(request.uri().path()) {
+    if target.route.strict && target.routes.is_reserved(request.uri().path()) {
         return target.reply(Err(Problem::not_implemented()));
     }
     let (parts, body) = request.into_parts();

@@ -134,7 +134,7 @@ impl Problem {
         let mut answer = Response::new(Payload::from(document.to_string()));
         *answer.status_mut() = self.status;
         let map: &mut HeaderMap = answer.headers_mut();
-        headers::safe(map);
+        *map = headers::safe();
         map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         map.extend(self.headers);
         answer.extensions_mut().insert(self.outcome);

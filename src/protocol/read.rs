@@ -45,8 +45,10 @@ fn go_on(target: &Target, asked: &Asked, read: Result<Reading, Error>, seen: Opt
         Some(Live::LongPoll) => target.reply(Ok(long_poll::at_once(target, asked, reading, seen))),
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
         // Where "now" is changes with time, so what is read from there has no name to be cached under.
-        None if asked.start == Start::Tail => target.reply(Ok(answer::messages(&target.route, reading, Outcome::Read))),
-        None => target.reply(Ok(answer::tagged(&target.route, reading, Outcome::Read, seen))),
+        None if asked.start == Start::Tail => {
+            target.reply(Ok(answer::messages(&target.route, reading, Outcome::Read, None, None)))
+        }
+        None => target.reply(Ok(answer::tagged(&target.route, reading, Outcome::Read, seen, None))),
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Resul
         life: deadline(LIFE, until),
     })));
     let map = answer.headers_mut();
-    headers::safe(map);
+    *map = headers::safe();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
     // nginx holds answers back otherwise.
