@@ -1,4 +1,4 @@
-//! The servers that are measured.
+//! The servers of our own.
 //!
 //! | kind | |
 //! | --- | --- |
@@ -7,13 +7,13 @@
 //! | `floor-bytes` | the same, with an answer of as many bytes as the layer's |
 //! | `plain` | the trivial inner service alone |
 //!
-//! Beside what is measured all of them answer `GET /control/waiting`, `POST /control/publish/{channel}/{n}`, and
-//! `GET /plain`.
+//! Beside what is measured all of them answer `POST /control/publish/{channel}`, whose body is a message, and `GET /plain`.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -21,100 +21,152 @@ use hyper_util::{
 };
 use std::{
     convert::Infallible,
+    error::Error,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Notify,
+};
 use tower::{Service, service_fn};
 use tower_comet::{Comet, CometLayer, Route};
 use tower_layer::Layer;
 
-use crate::Result;
+use crate::{Result, message};
 
-/// A message: 64 bytes of JSON with its number.
-pub fn message(n: usize) -> String {
-    format!("{{\"n\":{n:>10},\"pad\":\"{}\"}}", "x".repeat(38))
-}
+type Answer = std::result::Result<Response<Full<Bytes>>, Infallible>;
 
-pub fn serve(kind: &str, builder: &str) -> Result<()> {
+/// How many streams a client may have on a connection.
+const STREAMS: u32 = 10_000;
+
+/// Serves: what, with which builder, where.
+pub fn main(mut args: impl Iterator<Item = String>) -> Result<()> {
+    let mut next = || args.next().ok_or("serve KIND BUILDER ADDRESS");
+    let (kind, builder, addr) = (next()?, next()?, next()?.parse()?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        match kind {
-            "comet" => {
-                let limits = Comet::builder().max_waits(2_000_000).max_waits_per_channel(2_000_000);
-                let comet = limits.max_channels(2_000_000).build();
-                let control = comet.clone();
-                let inner = service_fn(move |request: Request<Incoming>| inner(control.clone(), request));
-                let layer = CometLayer::new(comet).route("/c/{channel}", Route::new());
-                listen(layer.layer(inner), builder).await
-            }
-            "floor" => listen(Floor::new(false), builder).await,
-            "floor-bytes" => listen(Floor::new(true), builder).await,
-            "plain" => {
+        let listener = bind(addr)?;
+        match (&*kind, &*builder) {
+            ("comet", "axum") => axum_serve(listener, comet()).await,
+            ("comet", builder) => hyper_serve(listener, comet(), builder).await,
+            ("floor", "axum") => axum_serve(listener, Floor::new(false)).await,
+            ("floor", builder) => hyper_serve(listener, Floor::new(false), builder).await,
+            ("floor-bytes", "axum") => axum_serve(listener, Floor::new(true)).await,
+            ("floor-bytes", builder) => hyper_serve(listener, Floor::new(true), builder).await,
+            ("plain", builder) => {
                 let comet = Comet::new();
-                listen(service_fn(move |request: Request<Incoming>| inner(comet.clone(), request)), builder).await
+                let service = service_fn(move |request| boxed(comet.clone(), request));
+                hyper_serve(listener, service, builder).await
             }
             _ => Err(format!("unknown server {kind}").into()),
         }
     })
 }
 
-async fn listen<S, B>(service: S, builder: &str) -> Result<()>
+fn bind(addr: SocketAddr) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    Ok(socket.listen(4096)?)
+}
+
+async fn axum_serve<S, B>(listener: TcpListener, service: S) -> Result<()>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    S: Service<Request<axum::body::Body>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?);
-    let http1_only = match builder {
-        "http1" => true,
-        "auto" => false,
-        _ => return Err(format!("unknown builder {builder}").into()),
-    };
+    let app = axum::Router::new().fallback_service(service);
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true)));
+    Ok(axum::serve(listener, app).await?)
+}
+
+async fn hyper_serve<S, B>(listener: TcpListener, service: S, builder: &str) -> Result<()>
+where
+    S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         let io = TokioIo::new(stream);
         let service = TowerToHyperService::new(service.clone());
-        if http1_only {
-            tokio::spawn(http1::Builder::new().serve_connection(io, service));
-        } else {
-            tokio::spawn(async move {
+        match builder {
+            "http1" => drop(tokio::spawn(http1::Builder::new().serve_connection(io, service))),
+            "http2" => {
+                let mut builder = http2::Builder::new(TokioExecutor::new());
+                builder.max_concurrent_streams(STREAMS);
+                drop(tokio::spawn(builder.serve_connection(io, service)));
+            }
+            "auto" => {
                 let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http2().max_concurrent_streams(10_000);
-                builder.serve_connection(io, service).await
-            });
+                builder.http2().max_concurrent_streams(STREAMS);
+                drop(tokio::spawn(async move { builder.serve_connection(io, service).await }));
+            }
+            _ => return Err(format!("unknown builder {builder}").into()),
         }
     }
 }
 
-/// What the application does by itself, behind the layer or without it.
-async fn inner(comet: Comet, request: Request<Incoming>) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
-    let mut path = request.uri().path().split('/').skip(1);
-    Ok(match (path.next(), path.next()) {
-        (Some("plain"), None) => Response::new(Full::from("plain")),
-        (Some("control"), Some("waiting")) => Response::new(Full::from(comet.waiters().to_string())),
-        (Some("control"), Some("publish")) => {
-            let channel = comet.channel(format!("/c/{}", path.next().unwrap_or_default()));
-            let n = path.next().and_then(|n| n.parse().ok()).unwrap_or(0);
-            match channel.append(message(n)).await {
-                Ok(offset) => Response::new(Full::from(offset.to_string())),
-                Err(error) => failed(&error.to_string()),
-            }
-        }
-        _ => failed("not here"),
-    })
+/// The layer around a trivial inner service.
+fn comet<B>() -> impl Service<
+    Request<B>,
+    Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + 'static>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ Sync
++ 'static
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>> + std::fmt::Debug,
+{
+    let limits = Comet::builder().max_waits(2_000_000).max_waits_per_channel(2_000_000);
+    let comet = limits.max_channels(2_000_000).build();
+    let control = comet.clone();
+    // A million requests take longer to come than a wait lasts otherwise.
+    let route = Route::new().max_wait(Duration::from_secs(600));
+    let layer = CometLayer::new(comet).route("/c/{channel}", route);
+    layer.layer(service_fn(move |request| boxed(control.clone(), request)))
 }
 
-fn failed(why: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(why.to_owned()));
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response
+/// A layer's future has room for its inner service's, parked or not; a floor's is a box too.
+fn boxed<B>(comet: Comet, request: Request<B>) -> Pin<Box<dyn Future<Output = Answer> + Send>>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: std::fmt::Debug,
+{
+    Box::pin(inner(comet, request))
+}
+
+/// What the application does by itself, behind the layer or without it.
+async fn inner<B>(comet: Comet, request: Request<B>) -> Answer
+where
+    B: Body,
+    B::Error: std::fmt::Debug,
+{
+    let Some(channel) = request.uri().path().strip_prefix("/control/publish") else {
+        return Ok(Response::new(Full::from("plain")));
+    };
+    let channel = comet.channel(format!("/c{channel}"));
+    let body = request.into_body().collect().await.expect("a body").to_bytes();
+    Ok(match channel.append(body).await {
+        Ok(offset) => Response::new(Full::from(offset.to_string())),
+        Err(error) => {
+            let mut response = Response::new(Full::from(error.to_string()));
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            response
+        }
+    })
 }
 
 /// Bare hyper's cheapest wait.
@@ -123,8 +175,8 @@ struct Floor(Arc<State>);
 
 struct State {
     channels: Vec<Notify>,
-    waiting: AtomicUsize,
-    body: Bytes,
+    small: Bytes,
+    large: Bytes,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -143,56 +195,65 @@ impl Floor {
         ];
         Self(Arc::new(State {
             channels: (0..10_000).map(|_| Notify::new()).collect(),
-            waiting: AtomicUsize::new(0),
-            body: format!("[{}]", message(0)).into(),
+            small: format!("[{}]", message(0, 64)).into(),
+            large: format!("[{}]", message(0, 16 * 1024)).into(),
             headers: if same_bytes { headers } else { Vec::new() },
         }))
     }
 }
 
-impl Service<Request<Incoming>> for Floor {
+impl State {
+    fn answer(&self, channel: usize) -> Response<Full<Bytes>> {
+        let body = if channel == LARGE { &self.large } else { &self.small };
+        let mut response = Response::new(Full::new(body.clone()));
+        response.headers_mut().reserve(self.headers.len());
+        response.headers_mut().extend(self.headers.iter().cloned());
+        response
+    }
+}
+
+/// The channel whose messages are of 16 KiB.
+pub const LARGE: usize = 9_999;
+
+impl<B> Service<Request<B>> for Floor
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: std::fmt::Debug + Send,
+{
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = std::result::Result<Self::Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<std::result::Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let state = self.0.clone();
-        let mut path = request.uri().path().split('/').skip(1);
-        let number = |text: Option<&str>| text.and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
-        match (path.next(), path.next()) {
-            (Some("c"), channel) => {
-                let channel = number(channel);
-                let live = request.uri().query().is_some_and(|query| query.contains("live"));
-                drop(request);
-                Box::pin(async move {
-                    if live {
-                        state.waiting.fetch_add(1, Ordering::Relaxed);
-                        state.channels[channel].notified().await;
-                        state.waiting.fetch_sub(1, Ordering::Relaxed);
-                    }
-                    let mut response = Response::new(Full::new(state.body.clone()));
-                    response.headers_mut().reserve(state.headers.len());
-                    response.headers_mut().extend(state.headers.iter().cloned());
-                    Ok(response)
-                })
-            }
-            (Some("control"), Some("publish")) if request.method() == Method::POST => {
-                match number(path.next()) {
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+        let channel = path.rsplit('/').next().and_then(|last| last.parse::<usize>().ok()).unwrap_or(0);
+        if request.method() == Method::POST {
+            return Box::pin(async move {
+                request.into_body().collect().await.expect("a body");
+                match channel {
                     0 => state.channels[0].notify_waiters(),
                     // One waits, and may not have come back yet.
                     channel => state.channels[channel].notify_one(),
                 }
-                Box::pin(async { Ok(Response::new(Full::from("published"))) })
+                Ok(Response::new(Full::from("now")))
+            });
+        }
+        match (path.starts_with("/c/"), query.contains("live")) {
+            (true, true) => {
+                drop(request);
+                Box::pin(async move {
+                    state.channels[channel].notified().await;
+                    Ok(state.answer(channel))
+                })
             }
-            (Some("control"), _) => {
-                let waiting = state.waiting.load(Ordering::Relaxed).to_string();
-                Box::pin(async { Ok(Response::new(Full::from(waiting))) })
-            }
-            _ => Box::pin(async { Ok(Response::new(Full::from("plain"))) }),
+            (true, false) => Box::pin(async move { Ok(state.answer(channel)) }),
+            (false, _) => Box::pin(async { Ok(Response::new(Full::from("plain"))) }),
         }
     }
 }
