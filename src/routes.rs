@@ -49,13 +49,13 @@ impl Routes {
     /// The route of a request, if it is ours, and the name of the channel that it is about.
     ///
     /// The path is matched as it came, like the host's router does. Nothing is decoded or allocated before.
-    pub(crate) fn find(&self, path: &str, method: &Method) -> Option<(Arc<Route>, Result<String, NameError>)> {
+    pub(crate) fn find(&self, path: &str, method: &Method) -> Option<(&Arc<Route>, Result<String, NameError>)> {
         let found = self.router.at(path).ok()?;
         let mounted = &self.mounted[*found.value];
         if !mounted.route.serves(method) {
             return None;
         }
-        Some((mounted.route.clone(), self.name(path, &found)))
+        Some((&mounted.route, self.name(path, &found)))
     }
 
     /// The first segment below a strict route's fixed part is kept for subscriptions, which are not served.

@@ -10,6 +10,7 @@ use super::{
     problem::Problem,
     query::parse_offset,
     receive::{expects_continue, receive},
+    target::Held,
 };
 use crate::{
     Action, Error, Offset, Outcome,
@@ -83,7 +84,7 @@ impl ForkAsked {
 }
 
 pub(super) async fn answer<B>(
-    target: &Target,
+    target: &Target<'_>,
     asked: Result<Asked, Problem>,
     parts: Parts,
     body: B,
@@ -103,18 +104,18 @@ where
 
 /// The name of the channel to fork, by the route of its path, if that lets this request read it. That it does not, and that
 /// there is none, look the same.
-async fn source(target: &Target, path: &str, mut parts: Parts) -> Result<String, Problem> {
+async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<String, Problem> {
     let (route, name) = target.routes.find(path, &Method::GET).ok_or_else(Problem::not_found)?;
     let name = name.map_err(|error| Problem::bad_name(error.as_str()))?;
     parts.uri = path.parse().map_err(|_| Problem::not_found())?;
-    let source = Target { route, name, ..target.clone() };
+    let source = Target { route: Held::Lent(route), name, ..target.clone() };
     match source.ask(&[Action::Read], parts).await {
         Ok(source) => Ok(source.name),
         Err(_) => Err(Problem::not_found()),
     }
 }
 
-async fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
+async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
     let default = &target.route.content_type;
     let content_type = asked.content_type.map(Arc::from).or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
@@ -132,7 +133,7 @@ async fn create(target: &Target, asked: Asked, source: Option<String>, content: 
     Ok(created(target, &done, asked.authority.as_ref(), &asked.path))
 }
 
-fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
+fn created(target: &Target<'_>, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = answer::empty(status, Outcome::Created);
     let map = answer.headers_mut();

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What there is without a wait: messages, or the end of the stream.
-pub(super) fn at_once(target: &Target, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Answer {
+pub(super) fn at_once(target: &Target<'_>, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Answer {
     if reading.is_empty() {
         return answer::nothing(&reading, Outcome::Ended, None);
     }
@@ -54,14 +54,14 @@ pin_project! {
 
 impl LongPoll {
     /// A wait from where a reading that found nothing has ended.
-    pub(super) fn new(target: &Target, asked: &Asked, reading: &Reading) -> Self {
+    pub(super) fn new(target: &Target<'_>, asked: &Asked, reading: &Reading) -> Self {
         let max_wait = target.route.max_wait;
         let wait = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
         let existed = reading.content_type.is_some();
         Self {
-            wait: Wait::new(target.registry.clone(), &target.name, reading.next, existed),
+            wait: Wait::new(Arc::clone(&target.registry), &target.name, reading.next, existed),
             deadline: deadline(wait, reading.until.map(|until| target.registry.moment(until))),
-            route: target.route.clone(),
+            route: Arc::clone(&target.route),
             cursor: asked.cursor,
             preferred: asked.preferred.map(|asked| granted(asked, max_wait)),
             http1: target.http1,

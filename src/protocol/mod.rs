@@ -40,13 +40,13 @@ use answer::Answer;
 pub(crate) use payload::Payload;
 use problem::Problem;
 pub(crate) use reply::Reply;
-use target::Target;
+use target::{Held, Target};
 
 /// Answers a request on a route.
 pub(crate) fn reply<B>(
     registry: &Arc<Registry>,
     routes: &Arc<Routes>,
-    (route, name): (Arc<Route>, Result<String, NameError>),
+    (route, name): (&Arc<Route>, Result<String, NameError>),
     request: Request<B>,
 ) -> Reply
 where
@@ -54,7 +54,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let (registry, routes) = (registry.clone(), routes.clone());
+    let (registry, routes, route) = (Held::Lent(registry), Held::Lent(routes), Held::Lent(route));
     let http1 = request.version() <= Version::HTTP_11;
     let head = request.method() == Method::HEAD;
     let mut target = Target { registry, routes, route, name: String::new(), http1, head };
@@ -77,12 +77,14 @@ where
             })
         }
         Method::HEAD => target.permitted(&[Action::Read], parts, |target| {
+            let target = target.own();
             Reply::Later(Box::pin(async move { target.reply(head::answer(&target).await) }))
         }),
         Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
             let asked = append::Asked::parse(&parts.headers);
             let actions = append::actions(&parts.headers, &body);
             target.permitted(actions, parts, move |target| {
+                let target = target.own();
                 Reply::Later(Box::pin(async move { target.reply(append::answer(&target, asked, body).await) }))
             })
         }
@@ -90,10 +92,12 @@ where
             let asked = create::Asked::parse(&parts);
             let kept = parts.clone();
             target.permitted(&[Action::Create], parts, move |target| {
+                let target = target.own();
                 Reply::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
             })
         }
         Method::DELETE if !target.route.delete.is_shut() => target.permitted(&[Action::Delete], parts, |target| {
+            let target = target.own();
             Reply::Later(Box::pin(async move { target.reply(delete::answer(&target).await) }))
         }),
         _ => target.reply(Err(Problem::method_not_allowed(&target.route))),

@@ -14,11 +14,12 @@ use crate::{
     engine::{Gone, Reading, Reason, Start},
 };
 
-pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> Reply {
+pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>) -> Reply {
     if target.registry.remote().is_none() {
         let read = target.registry.read(&target.name, asked.start, target.route.max_chunk).map_err(Error::Gone);
         return go_on(&target, &asked, read, seen.as_ref());
     }
+    let target = target.own();
     Reply::Later(Box::pin(async move {
         let (name, limit) = (&target.name, target.route.max_chunk);
         let read = match asked.live {
@@ -29,7 +30,7 @@ pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> 
     }))
 }
 
-fn go_on(target: &Target, asked: &Asked, read: Result<Reading, Error>, seen: Option<&HeaderValue>) -> Reply {
+fn go_on(target: &Target<'_>, asked: &Asked, read: Result<Reading, Error>, seen: Option<&HeaderValue>) -> Reply {
     let reading = match read {
         Ok(reading) if reading.content_type.is_none() && target.route.strict => {
             return target.reply(Err(Problem::not_found()));
@@ -53,7 +54,7 @@ fn go_on(target: &Target, asked: &Asked, read: Result<Reading, Error>, seen: Opt
 }
 
 /// On a strict route a channel that nobody has made is 404, whatever the offset.
-fn gone_or_unknown(target: &Target, gone: &Gone) -> Problem {
+fn gone_or_unknown(target: &Target<'_>, gone: &Gone) -> Problem {
     match gone.reason() {
         Reason::Unknown if target.route.strict => Problem::not_found(),
         _ => Problem::gone(gone),

@@ -22,7 +22,7 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
 }
 
 /// The whole body, or why not; by then the client has been let send what it had to.
-pub(super) async fn receive<B>(target: &Target, expects_continue: bool, body: B) -> Result<Bytes, Problem>
+pub(super) async fn receive<B>(target: &Target<'_>, expects_continue: bool, body: B) -> Result<Bytes, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -44,7 +44,7 @@ struct Refused {
     read_on: bool,
 }
 
-async fn within_limits<B>(target: &Target, expects_continue: bool, body: Pin<&mut B>) -> Result<Bytes, Refused>
+async fn within_limits<B>(target: &Target<'_>, expects_continue: bool, body: Pin<&mut B>) -> Result<Bytes, Refused>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,

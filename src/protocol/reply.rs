@@ -33,21 +33,22 @@ impl Reply {
     }
 }
 
-impl Target {
+impl Target<'_> {
     /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
     pub(super) fn permitted(
         self,
         actions: &'static [Action],
         parts: Parts,
-        go_on: impl FnOnce(Self) -> Reply + Send + 'static,
+        go_on: impl FnOnce(Target<'_>) -> Reply + Send + 'static,
     ) -> Reply {
         if self.is_open(actions) {
             return go_on(self);
         }
+        let target = self.own();
         Reply::Later(Box::pin(async move {
-            match self.clone().ask(actions, parts).await {
+            match target.clone().ask(actions, parts).await {
                 Ok(target) => go_on(target),
-                Err(problem) => self.reply(Err(problem)),
+                Err(problem) => target.reply(Err(problem)),
             }
         }))
     }

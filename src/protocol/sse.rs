@@ -35,15 +35,15 @@ const LIFE: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(15);
 
 /// Begins an event stream where a reading began.
-pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
+pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let base64 = is_base64(content_type);
-    let mut wait = Wait::new(target.registry.clone(), &target.name, reading.after, reading.content_type.is_some());
+    let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
     wait.admit()?;
     let until = reading.until.map(|until| target.registry.moment(until));
     let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
         wait,
-        route: target.route.clone(),
+        route: Arc::clone(&target.route),
         base64,
         cursor: asked.cursor,
         told: false,

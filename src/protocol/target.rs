@@ -1,17 +1,17 @@
 //! What a request is addressed to, and whether it may do there what it asks for.
 
 use http::request::Parts;
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use super::problem::Problem;
 use crate::{Access, Action, Denied, Route, access::Gate, registry::Registry, routes::Routes};
 
 /// What a request is addressed to.
 #[derive(Clone)]
-pub(super) struct Target {
-    pub(super) registry: Arc<Registry>,
-    pub(super) routes: Arc<Routes>,
-    pub(super) route: Arc<Route>,
+pub(super) struct Target<'a> {
+    pub(super) registry: Held<'a, Registry>,
+    pub(super) routes: Held<'a, Routes>,
+    pub(super) route: Held<'a, Route>,
     pub(super) name: String,
     /// HTTP/1.1 or 1.0, where a connection can be closed by a header.
     pub(super) http1: bool,
@@ -19,7 +19,43 @@ pub(super) struct Target {
     pub(super) head: bool,
 }
 
-impl Target {
+/// Lent for as long as the call of the service lasts, or owned by what goes on after it. All threads count these, and
+/// most requests are answered within the call: they need not be counted.
+pub(super) enum Held<'a, T> {
+    Lent(&'a Arc<T>),
+    Owned(Arc<T>),
+}
+
+impl<T> Held<'_, T> {
+    fn own<'b>(&self) -> Held<'b, T> {
+        Held::Owned(Arc::clone(self))
+    }
+}
+
+impl<T> Clone for Held<'_, T> {
+    fn clone(&self) -> Self {
+        self.own()
+    }
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = Arc<T>;
+
+    fn deref(&self) -> &Arc<T> {
+        match self {
+            Held::Lent(lent) => lent,
+            Held::Owned(owned) => owned,
+        }
+    }
+}
+
+impl Target<'_> {
+    /// The same, for what goes on after the call of the service.
+    pub(super) fn own<'b>(self) -> Target<'b> {
+        let (registry, routes, route) = (self.registry.own(), self.routes.own(), self.route.own());
+        Target { registry, routes, route, name: self.name, http1: self.http1, head: self.head }
+    }
+
     /// Whether anyone may.
     pub(super) fn is_open(&self, actions: &[Action]) -> bool {
         actions.iter().all(|action| matches!(self.route.gate(*action), Gate::Open))

@@ -40,7 +40,10 @@ impl Default for Limits {
 }
 
 /// What is in use of the limits, and what has been done.
+///
+/// Every operation writes in here, and reads what lies beside it: so nothing does.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Usage {
     waits: AtomicUsize,
     channels: Counter,
