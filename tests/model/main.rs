@@ -266,8 +266,11 @@ impl World<'_> {
         drop(body);
         let (next, (kind, content)) = (expected.next.expect("a place"), expected.content.clone().expect("content"));
         let offset = self.places.get(&next).expect("it was told by whoever appended last").clone();
-        let data =
-            if content.is_empty() { String::new() } else { format!("event: data\ndata:{}\n\n", kind.text(&content)) };
+        let data = if content.is_empty() {
+            String::new()
+        } else {
+            format!("event: data\nid:{offset}\ndata:{}\n\n", kind.text(&content))
+        };
         let text = String::from_utf8(text).expect("text");
         let control = text.strip_prefix(&*data).and_then(|rest| rest.strip_prefix("event: control\ndata:"));
         let control = control.and_then(|rest| rest.strip_suffix(&format!("\nid:{offset}\n\n")));
