@@ -110,7 +110,10 @@ impl Route {
     }
 
     /// The bytes of messages in one answer, cut between appends; an append that is larger by itself goes whole.
-    /// Default 1 MiB. A client that is not told `Stream-Up-To-Date` asks for the rest.
+    /// Default 1 MiB. A client that is not told `Stream-Up-To-Date` asks for the rest. In an event stream it is 64 KiB an event, if
+    /// this is not less.
+    ///
+    /// What a client holds that stops reading is 64 KiB of its own, whatever this is, and beside that what it shares with the history.
     pub fn max_chunk(mut self, bytes: usize) -> Self {
         self.max_chunk = bytes;
         self

@@ -9,6 +9,7 @@ mod gone;
 mod log;
 mod media_type;
 mod offset;
+mod parts;
 mod reading;
 #[cfg(feature = "redis")]
 mod redis;
@@ -26,6 +27,7 @@ pub use gone::{Gone, Reason};
 pub(crate) use log::Log;
 pub(crate) use media_type::{check_media_type, is_inert, is_json, is_text, same_type};
 pub use offset::{Offset, ParseOffsetError};
+pub(crate) use parts::Parts;
 pub(crate) use reading::{Reading, Start};
 #[cfg(feature = "redis")]
 pub(crate) use redis::Redis;

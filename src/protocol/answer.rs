@@ -36,7 +36,7 @@ pub(super) fn messages(
     if let Some(cursor) = cursor {
         map.insert(headers::CURSOR, cursor);
     }
-    let mut answer = Response::new(reading.into_bytes().into());
+    let mut answer = Response::new(reading.into());
     *answer.headers_mut() = map;
     answer.extensions_mut().insert(outcome);
     answer

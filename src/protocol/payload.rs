@@ -10,9 +10,11 @@ use std::{
 };
 
 use super::sse::EventStream;
+use crate::engine::{Parts, Reading};
 
 pub(crate) enum Payload {
     Piece(Full<Bytes>),
+    Parts(Box<Parts>),
     Events(Pin<Box<EventStream>>),
 }
 
@@ -22,9 +24,15 @@ impl Default for Payload {
     }
 }
 
-impl<T: Into<Bytes>> From<T> for Payload {
-    fn from(bytes: T) -> Self {
-        Self::Piece(Full::new(bytes.into()))
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self::Piece(Full::new(bytes))
+    }
+}
+
+impl From<Reading> for Payload {
+    fn from(reading: Reading) -> Self {
+        if reading.is_much() { Self::Parts(Box::new(reading.into_parts())) } else { reading.into_bytes().into() }
     }
 }
 
@@ -35,6 +43,7 @@ impl Body for Payload {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match &mut *self {
             Self::Piece(piece) => Pin::new(piece).poll_frame(cx),
+            Self::Parts(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
             Self::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|data| Ok(Frame::data(data)))),
         }
     }
@@ -42,6 +51,7 @@ impl Body for Payload {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Piece(piece) => piece.is_end_stream(),
+            Self::Parts(parts) => parts.left() == 0,
             Self::Events(_) => false,
         }
     }
@@ -49,6 +59,7 @@ impl Body for Payload {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Piece(piece) => piece.size_hint(),
+            Self::Parts(parts) => SizeHint::with_exact(parts.left() as u64),
             Self::Events(_) => SizeHint::default(),
         }
     }

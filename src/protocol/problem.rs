@@ -1,5 +1,6 @@
 //! Refusals, as problem documents (RFC 9457).
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use std::borrow::Cow;
 
@@ -131,7 +132,7 @@ impl Problem {
             "reason": self.reason,
             "detail": self.detail,
         });
-        let mut answer = Response::new(Payload::from(document.to_string()));
+        let mut answer = Response::new(Payload::from(Bytes::from(document.to_string())));
         *answer.status_mut() = self.status;
         let map: &mut HeaderMap = answer.headers_mut();
         *map = headers::safe();

@@ -31,6 +31,9 @@ use crate::{
 /// whatever in between lost track of it.
 const LIFE: Duration = Duration::from_secs(60);
 
+/// The bytes of messages in one event: what a reader that stops reading holds by itself.
+const EVENT: usize = 64 * 1024;
+
 /// A line after so much silence shows both ends that the other is there.
 const BEAT: Duration = Duration::from_secs(15);
 
@@ -89,10 +92,11 @@ impl EventStream {
             return Poll::Ready(None);
         }
         let mut over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
-        let mut polled = this.wait.poll(cx, over, this.route.max_chunk);
+        let most = this.route.max_chunk.min(EVENT);
+        let mut polled = this.wait.poll(cx, over, most);
         if polled.is_pending() && bring_forward(this.life.as_mut().as_pin_mut(), this.wait.until()) {
             over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
-            polled = this.wait.poll(cx, over, this.route.max_chunk);
+            polled = this.wait.poll(cx, over, most);
         }
         let text = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
