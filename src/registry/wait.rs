@@ -32,6 +32,8 @@ pub(crate) struct Wait {
     existed: bool,
     /// Counted among all waits.
     admitted: bool,
+    /// Off the list, of a channel that is not to vanish with this wait.
+    left: bool,
     /// The channel was last seen to end at a fixed time.
     dated: bool,
     /// What the engine that keeps the log is asked, if what is held here does not tell.
@@ -63,7 +65,7 @@ impl Wait {
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         let entry = registry.map.enter(name);
         let key = None;
-        Self { registry, entry, after, key, existed, admitted: false, dated: false, question: None }
+        Self { registry, entry, after, key, existed, admitted: false, left: false, dated: false, question: None }
     }
 
     /// Goes on after what a poll of it has found.
@@ -130,7 +132,12 @@ impl Wait {
             }
             let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
                 Ok(reading) if reading.is_empty() && !reading.closed => reading,
-                Ok(reading) => return Poll::Ready(Ended::Read(reading)),
+                Ok(reading) => {
+                    // Its log keeps the channel in the map, and who takes that away looks after the rest: once the list
+                    // has been taken too, this wait need not take the lock again to leave.
+                    self.left = self.key.is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                    return Poll::Ready(Ended::Read(reading));
+                }
                 Err(gone) if self.registry.remote().is_none() => return Poll::Ready(self.ended_by(gone)),
                 Err(_) => {
                     // What is held here does not tell. If that is all there was to hear, the engine will.
@@ -169,7 +176,10 @@ impl Wait {
             }
             match self.key.filter(|_| standing == Some(Standing::Parked)) {
                 Some(key) => _replaced = state.waiters.refresh(key, cx.waker()),
-                None => self.key = Some(state.waiters.park(cx.waker().clone())),
+                None => {
+                    self.key = Some(state.waiters.park(cx.waker().clone()));
+                    self.left = false;
+                }
             }
             return Poll::Pending;
         }
@@ -204,6 +214,25 @@ impl Wait {
         None
     }
 
+    /// Takes it off the list, and the channel out of the map if that was all that kept it there.
+    fn leave(&mut self) {
+        let mut state = self.entry.lock();
+        let waker = self.key.take().and_then(|key| state.waiters.remove(key));
+        if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
+            // It was read until now.
+            kept.touched = self.registry.now();
+        }
+        let vacant = !state.vacated && state.is_vacant();
+        // Not while waits are ended a few at a time: who is woken then is ended too.
+        let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
+        drop(state);
+        drop(waker);
+        woken.wake();
+        if vacant {
+            self.registry.map.vacate(&self.entry);
+        }
+    }
+
     /// A log that was there when the wait began and is not any more was deleted. One that is kept elsewhere may have been lost,
     /// or rolled back.
     fn ended_by(&self, gone: Gone) -> Ended {
@@ -230,20 +259,8 @@ impl Registry {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        let mut state = self.entry.lock();
-        let waker = self.key.take().and_then(|key| state.waiters.remove(key));
-        if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
-            // It was read until now.
-            kept.touched = self.registry.now();
-        }
-        let vacant = !state.vacated && state.is_vacant();
-        // Not while waits are ended a few at a time: who is woken then is ended too.
-        let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
-        drop(state);
-        drop(waker);
-        woken.wake();
-        if vacant {
-            self.registry.map.vacate(&self.entry);
+        if !self.left {
+            self.leave();
         }
         if self.admitted && self.registry.usage.leave_wait() {
             self.registry.nobody_waits();
