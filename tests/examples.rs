@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use std::{env, fs, future::Future, net::SocketAddr, process::Stdio, time::Duration};
 use support::{Client, Seen, get, post, request};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    task::JoinHandle,
     time::timeout,
 };
 use tonic::{Code, transport::Endpoint};
@@ -264,6 +265,58 @@ async fn a_stream_is_created_read_along_closed_and_read_to_its_end() {
     example.stop_with(get(&format!("/v1/stream/other?offset=now&{LIVE}"))).await;
 }
 
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn what_is_said_on_one_node_is_heard_on_the_other_and_redis_may_be_killed_meanwhile() {
+    let mut example = Example::start("cluster").await;
+    let nodes = [example.addr, example.listening().await];
+    let redis = example.line().await;
+    let ask =
+        async |node: usize, request| soon(Client::http1(nodes[node]).await.send(request)).await.expect("an answer");
+    let listen = async |uri: String| {
+        let waiting = tokio::spawn(Client::http1(nodes[1]).await.send(get(&uri)));
+        soon(async { while ask(1, get("/rooms/lobby/waiting")).await.json() != json!(1) {} }).await;
+        waiting
+    };
+    let say = async |text| {
+        let said = json!({"name": "curl", "text": text});
+        ask(0, post("/rooms/lobby", "application/json", said.to_string())).await.status.as_u16()
+    };
+    let texts = |seen: &Seen| -> Vec<String> {
+        let messages = seen.json();
+        let messages = messages.as_array().expect("an array");
+        messages.iter().map(|message| message["text"].as_str().expect("a text").to_owned()).collect()
+    };
+
+    let waiting = listen("/rooms/lobby".to_owned()).await;
+    assert_eq!(say("hello").await, 204);
+    let heard = soon(waiting).await.expect("no panic").expect("an answer");
+    assert_eq!(texts(&heard), ["hello"]);
+
+    let waiting = listen(format!("/rooms/lobby?offset={}&{LIVE}", heard.offset())).await;
+    assert_eq!(ask(0, request(Method::POST, "/cluster/restart")).await.status.as_u16(), 200);
+    let becomes = async |status| {
+        for node in [0, 1] {
+            soon(async { while ask(node, get("/cluster/health")).await.status.as_u16() != status {} }).await;
+        }
+    };
+    becomes(503).await;
+    assert_eq!(say("into the void").await, 503);
+    assert!(!waiting.is_finished(), "whoever waits goes on waiting");
+    becomes(200).await;
+    assert_eq!(say("again").await, 204);
+    let heard = soon(waiting).await.expect("no panic").expect("an answer");
+    assert_eq!((heard.status.as_u16(), texts(&heard)), (200, vec!["again".to_owned()]), "that alone, and no 410");
+    for node in [0, 1] {
+        assert_eq!(texts(&ask(node, get("/rooms/lobby?offset=-1")).await), ["hello", "again"], "node {node}");
+    }
+
+    example.stop_with(get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
+    let port = redis.split([' ', ';']).find_map(|word| word.parse().ok()).expect("the port of Redis");
+    let left = std::net::TcpStream::connect(("127.0.0.1", port));
+    assert!(left.is_err(), "Redis has ended with it: {redis}");
+}
+
 #[test]
 fn no_example_is_without_a_test() {
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples")).expect("examples") {
@@ -277,6 +330,9 @@ fn no_example_is_without_a_test() {
 struct Example {
     addr: SocketAddr,
     process: Child,
+    /// What it says. That it is kept keeps it from saying it to nobody, which is an error.
+    stdout: Lines<BufReader<ChildStdout>>,
+    stderr: JoinHandle<()>,
 }
 
 impl Example {
@@ -295,16 +351,32 @@ impl Example {
 
         // Said again on this thread, where it is shown if the test fails.
         let mut stderr = BufReader::new(process.stderr.take().expect("piped")).lines();
-        tokio::spawn(async move {
+        let stderr = tokio::spawn(async move {
             while let Ok(Some(line)) = stderr.next_line().await {
                 eprintln!("{line}");
             }
         });
 
-        let mut stdout = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let line = soon(stdout.next_line()).await.expect("text").expect("a line, before the end");
-        let addr = line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("{name} says {line:?}"));
-        Self { addr: addr.parse().expect("an address"), process }
+        let stdout = BufReader::new(process.stdout.take().expect("piped")).lines();
+        let mut example = Self { addr: SocketAddr::from(([0; 4], 0)), process, stdout, stderr };
+        example.addr = example.listening().await;
+        example
+    }
+
+    /// Where it says that it listens.
+    async fn listening(&mut self) -> SocketAddr {
+        let line = self.line().await;
+        let addr = line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("it says {line:?}"));
+        addr.parse().expect("an address")
+    }
+
+    /// The next line that it says.
+    async fn line(&mut self) -> String {
+        if let Some(line) = soon(self.stdout.next_line()).await.expect("text") {
+            return line;
+        }
+        soon(&mut self.stderr).await.expect("no panic");
+        panic!("it has ended, and has said why");
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Seen {
