@@ -78,7 +78,7 @@ end
 -- What is known of a channel, or nil.
 local function load(meta)
   local v = redis.call('HMGET', meta, 'type', 'tag', 'tail', 'low', 'floor', 'floorlow', 'n', 'bytes', 'closed', 'ttl', 'until',
-    'made', 'buried', 'born')
+    'made', 'buried', 'born', 'first')
   if not v[1] then return nil end
   if v[13] and not has_forks(meta, v[2]) then
     remove(meta)
@@ -88,7 +88,7 @@ local function load(meta)
     meta = meta, log = log_of(meta),
     type = v[1], tag = tonumber(v[2]), tail = tonumber(v[3]), low = v[4], floor = tonumber(v[5]), floorlow = v[6],
     n = tonumber(v[7]), bytes = tonumber(v[8]), closed = v[9] == '1',
-    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true, born = v[14],
+    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true, born = v[14], first = tonumber(v[15] or 0),
   }
   if it.n > 0 and redis.call('EXISTS', it.log) == 0 then
     -- All of it has aged out, or was evicted: where it ended is still known.
@@ -99,7 +99,7 @@ end
 
 local function save(it)
   redis.call('HSET', it.meta, 'tail', text(it.tail), 'low', it.low, 'floor', text(it.floor), 'floorlow', it.floorlow,
-    'n', text(it.n), 'bytes', text(it.bytes))
+    'n', text(it.n), 'bytes', text(it.bytes), 'first', text(it.first))
 end
 
 -- A channel that was not there. A log without a channel is what an eviction left.
@@ -111,7 +111,7 @@ local function make(meta, media_type, tag, own, made, age, linger)
   return {
     meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,
-    n = 0, bytes = 0, closed = false, made = made, born = born,
+    n = 0, bytes = 0, closed = false, made = made, born = born, first = now,
   }
 end
 
@@ -132,23 +132,25 @@ end
 local function trim(it, appends, bytes, age)
   local trimmed = false
   while it.n > 0 do
-    local entries = redis.call('XRANGE', it.log, '-', '+', 'COUNT', 16)
+    -- Mostly there is nothing to let go, and entries are dear to look at.
+    local many = it.n > 1 and ((appends > 0 and it.n > appends) or (bytes > 0 and it.bytes > bytes))
+    if not many and not (age > 0 and it.first + age < now) then break end
+    local entries = redis.call('XRANGE', it.log, '-', '+', 'COUNT', 17)
     local gone = 0
     for _, entry in ipairs(entries) do
       local surplus = it.n > 1 and ((appends > 0 and it.n > appends) or (bytes > 0 and it.bytes > bytes))
-      local old = age > 0 and tonumber(field(entry, 't')) + age < now
-      if not (surplus or old) then break end
+      it.first = tonumber(field(entry, 't'))
+      if gone == 16 or not (surplus or (age > 0 and it.first + age < now)) then break end
       gone = gone + 1
       it.n = it.n - 1
       it.bytes = it.bytes - #field(entry, 'd')
       local dash = string.find(entry[1], '-')
       it.floor, it.floorlow = tonumber(string.sub(entry[1], 1, dash - 1)), string.sub(entry[1], dash + 1)
     end
-    if gone == 0 then break end
     trimmed = true
     -- Never a stream without entries: its last id would outlive what it counts.
-    if it.n == 0 then redis.call('UNLINK', it.log) else redis.call('XTRIM', it.log, 'MAXLEN', it.n) end
-    if gone < #entries then break end
+    if it.n == 0 then redis.call('UNLINK', it.log) elseif gone > 0 then redis.call('XTRIM', it.log, 'MAXLEN', it.n) end
+    if gone < 16 then break end
   end
   return trimmed
 end
@@ -176,6 +178,7 @@ end
 -- Adds an append, and says so to whoever has subscribed.
 local function add(it, topic, data, messages, own, closes, inline)
   local before = it.low
+  if it.n == 0 then it.first = now end
   it.tail, it.low = it.tail + 1, fingerprint(it.tag, own)
   it.n, it.bytes = it.n + 1, it.bytes + #data
   redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', messages, 't', text(now))

@@ -56,7 +56,7 @@ end
 redis.call('PUBLISH', topic, 'made')
 if source then
   -- The same appends with the same ids, so that an offset of the source up to here is one of the fork.
-  it.floor, it.floorlow, it.tail, it.low = source.floor, source.floorlow, source.floor, source.floorlow
+  it.floor, it.floorlow, it.tail, it.low, it.first = source.floor, source.floorlow, source.floor, source.floorlow, source.first
   while it.tail < at do
     for _, one in ipairs(redis.call('XRANGE', source.log, text(it.tail + 1) .. '-0', text(at) .. '-' .. atlow, 'COUNT', 64)) do
       redis.call('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'), 't', field(one, 't'))
