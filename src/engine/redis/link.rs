@@ -2,10 +2,12 @@
 
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, ScriptInvocation, Value, aio::MultiplexedConnection};
 use std::{
+    error::Error as StdError,
     fmt,
     future::Future,
+    io,
     pin::Pin,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -150,8 +152,17 @@ impl Link {
 fn is_refusal(error: &redis::RedisError) -> bool {
     match error.kind() {
         ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => true,
+        // A certificate that is not trusted.
+        ErrorKind::Io if is_nonsense(error) => true,
         _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR")),
     }
+}
+
+/// Whether somebody was there, and could not be understood or believed.
+fn is_nonsense(error: &redis::RedisError) -> bool {
+    // The client shares its sources.
+    let source = error.source().and_then(|source| source.downcast_ref::<Arc<dyn StdError + Send + Sync>>());
+    source.and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|e| e.kind() == io::ErrorKind::InvalidData)
 }
 
 struct Within<F> {
