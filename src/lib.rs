@@ -153,6 +153,11 @@ pub use route::Route;
 pub use service::CometService;
 pub use subscription::{Message, Subscription};
 
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+#[doc = include_str!("../docs/redis.md")]
+pub mod on_redis {}
+
 /// The code in the README is compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

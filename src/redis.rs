@@ -21,6 +21,7 @@ use crate::{
 /// * What is counted and walked ([`Comet::waiters`], [`Comet::channels`], [`Channel::tail`](crate::Channel::tail) and its like) is
 ///   what this process knows.
 /// * The limits on channels and history are Redis's: see its `maxmemory`, with the policy `noeviction`.
+/// * How to run Redis, and what is promised when it fails: see [`on_redis`](crate::on_redis).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
