@@ -341,9 +341,9 @@ fn restart(threads: &Threads, channels: usize) -> Result<()> {
             }
         });
     }
-    threads.here.block_on(server.live(&mut connection, channels, scripts))?;
+    let subscribed = threads.here.block_on(server.live(&mut connection, channels, scripts))?;
     println!("\n{channels} channels, each waited on:");
-    println!("  at first, live after {:.2} s", began.elapsed().as_secs_f64());
+    println!("  at first, live after {:.2} s, subscribed to after {subscribed:.2}", began.elapsed().as_secs_f64());
     let each = (memory_of(std::process::id())? - resident) / channels as f64;
     println!("  in the node, {each:.0} B a channel with its task that waits");
 
@@ -353,9 +353,12 @@ fn restart(threads: &Threads, channels: usize) -> Result<()> {
     server.kill_and_start()?;
     let back = Instant::now();
     connection = threads.here.block_on(server.connection())?;
-    threads.here.block_on(server.live(&mut connection, channels, 0))?;
+    let subscribed_again = threads.here.block_on(server.live(&mut connection, channels, 0))?;
     println!("  Redis took {:.2} s to start and load", (back - killed).as_secs_f64());
-    println!("  live again {:.2} s after that", back.elapsed().as_secs_f64());
+    println!(
+        "  live again {:.2} s after that, subscribed to after {subscribed_again:.2}",
+        back.elapsed().as_secs_f64()
+    );
     sleep_a_little(threads);
     println!("  messages heard meanwhile, none of them new: {}", std::iter::from_fn(|| hears.try_recv().ok()).count());
 
@@ -483,13 +486,17 @@ impl Server {
         Ok(self.commands(connection).await?.get("hmget").copied().unwrap_or_default())
     }
 
-    /// Waits until all channels are subscribed to, and as many scripts have run beyond those before.
-    async fn live(&self, connection: &mut MultiplexedConnection, channels: usize, before: u64) -> Result<()> {
+    /// Waits until all channels are subscribed to, which took so many seconds, and as many scripts have run beyond those before.
+    async fn live(&self, connection: &mut MultiplexedConnection, channels: usize, before: u64) -> Result<f64> {
+        let (began, mut after) = (Instant::now(), None);
         for _ in 0..60_000 {
             let info: redis::InfoDict = cmd("INFO").arg("stats").query_async(connection).await?;
             let subscribed: usize = info.get("pubsub_channels").unwrap_or_default();
+            if subscribed >= channels {
+                after.get_or_insert_with(|| began.elapsed().as_secs_f64());
+            }
             if subscribed >= channels && self.scripts(connection).await? >= before + channels as u64 {
-                return Ok(());
+                return Ok(after.unwrap_or_default());
             }
             sleep(Duration::from_millis(10)).await;
         }
