@@ -273,11 +273,8 @@ async fn what_is_said_on_one_node_is_heard_on_the_other_and_redis_may_be_killed_
     let redis = example.line().await;
     let ask =
         async |node: usize, request| soon(Client::http1(nodes[node]).await.send(request)).await.expect("an answer");
-    let listen = async |uri: String| {
-        let waiting = tokio::spawn(Client::http1(nodes[1]).await.send(get(&uri)));
-        soon(async { while ask(1, get("/rooms/lobby/waiting")).await.json() != json!(1) {} }).await;
-        waiting
-    };
+    let listen = |uri: String| tokio::spawn(async move { Client::http1(nodes[1]).await.send(get(&uri)).await });
+    let parked = async || soon(async { while ask(1, get("/rooms/lobby/waiting")).await.json() != json!(1) {} }).await;
     let say = async |text| {
         let said = json!({"name": "curl", "text": text});
         ask(0, post("/rooms/lobby", "application/json", said.to_string())).await.status.as_u16()
@@ -288,12 +285,14 @@ async fn what_is_said_on_one_node_is_heard_on_the_other_and_redis_may_be_killed_
         messages.iter().map(|message| message["text"].as_str().expect("a text").to_owned()).collect()
     };
 
-    let waiting = listen("/rooms/lobby".to_owned()).await;
+    let waiting = listen("/rooms/lobby".to_owned());
+    parked().await;
     assert_eq!(say("hello").await, 204);
     let heard = soon(waiting).await.expect("no panic").expect("an answer");
     assert_eq!(texts(&heard), ["hello"]);
 
-    let waiting = listen(format!("/rooms/lobby?offset={}&{LIVE}", heard.offset())).await;
+    let waiting = listen(format!("/rooms/lobby?offset={}&{LIVE}", heard.offset()));
+    parked().await;
     assert_eq!(ask(0, request(Method::POST, "/cluster/restart")).await.status.as_u16(), 200);
     let becomes = async |status| {
         for node in [0, 1] {
