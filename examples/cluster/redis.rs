@@ -17,7 +17,7 @@ impl Redis {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let directory = env::temp_dir().join(format!("tower-comet-cluster-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
-        let process = run(port, &directory)?;
+        let process = run(port, &directory).inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
         let mut redis = Self { port, directory, process };
         redis.answers().await?;
         Ok(redis)
