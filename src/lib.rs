@@ -115,6 +115,8 @@ mod comet;
 mod create;
 mod engine;
 mod error;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere there are no such rules"))]
+mod faults;
 mod future;
 mod layer;
 mod name;
@@ -141,6 +143,9 @@ pub use create::Create;
 pub use engine::RedisError;
 pub use engine::{Gone, Offset, ParseOffsetError, Reason, Retention};
 pub use error::{Error, Limit};
+#[cfg(comet_faults)]
+#[doc(hidden)]
+pub use faults::Rule;
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
 pub use outcome::Outcome;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::{
     Comet, RedisError, Retention,
     engine::{Redis, Remote},
-    registry::{Limits, Registry, tend},
+    faults::Faults,
+    registry::{Limits, Registry, connect, tend},
 };
 
 /// Connects a [`Comet`] to Redis or Valkey, version 6 or later, where the logs of its channels then are.
@@ -39,16 +40,25 @@ pub struct RedisBuilder {
     retention: Retention,
     url: String,
     prefix: String,
+    faults: Faults,
 }
 
 impl RedisBuilder {
     pub(crate) fn new(limits: Limits, retention: Retention, url: &str) -> Self {
-        Self { limits, retention, url: url.to_owned(), prefix: "comet".to_owned() }
+        Self { limits, retention, url: url.to_owned(), prefix: "comet".to_owned(), faults: Faults::default() }
     }
 
     /// What all keys and topics in Redis begin with. Default `comet`. Processes with another prefix have other channels.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// Takes a rule out: the tests are to notice.
+    #[cfg(comet_faults)]
+    #[doc(hidden)]
+    pub fn without(mut self, rule: crate::Rule) -> Self {
+        self.faults.without = Some(rule);
         self
     }
 
@@ -77,11 +87,11 @@ impl RedisBuilder {
     /// # }).unwrap();
     /// ```
     pub async fn connect(self) -> Result<Comet, RedisError> {
-        let redis = Redis::new(&self.url, &self.prefix, self.retention.clone(), self.limits.producers)?;
-        redis.try_out().await?;
+        let redis = Redis::new(&self.url, &self.prefix, self.retention.clone(), self.limits.producers, self.faults)?;
+        let reached = redis.try_out().await?;
         let remote: Arc<dyn Remote> = Arc::new(redis);
-        let first = remote.connect().await.ok();
-        let registry = Arc::new(Registry::elsewhere(self.limits, self.retention, remote.clone()));
+        let first = if reached { connect(&*remote).await.ok() } else { None };
+        let registry = Arc::new(Registry::elsewhere(self.limits, self.retention, remote.clone(), self.faults));
         if first.is_some() {
             registry.is_reached();
         }

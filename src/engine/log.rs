@@ -217,6 +217,8 @@ impl Log {
     /// The index of the first entry from `start` on.
     pub(super) fn index(&self, start: Start) -> Result<usize, Reason> {
         match start {
+            // The earliest that is held is not the earliest that there is.
+            Start::Earliest if self.replica && self.floor.position() > 0 => Err(Reason::Trimmed),
             Start::Earliest => Ok(0),
             Start::Tail => Ok(self.entries.len()),
             Start::Origin if self.floor.position() == 0 => Ok(0),

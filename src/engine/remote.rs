@@ -71,9 +71,7 @@ pub(crate) enum Notice {
         tail: Offset,
     },
     Made,
-    Deleted {
-        tail: Offset,
-    },
+    Deleted,
     /// [`Remote::probe`] has come back.
     Probe(u64),
 }
@@ -99,6 +97,16 @@ pub(crate) enum Found {
     Page(Page),
     /// Nobody has made the channel. This stands for its tail: whoever comes back with it misses nothing.
     Nothing(Offset),
+}
+
+impl Found {
+    /// Whether there is nothing beyond it.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        match self {
+            Self::Page(page) => page.is_up_to_date(),
+            Self::Nothing(_) => true,
+        }
+    }
 }
 
 /// A part of a log, and what the channel is.
@@ -141,8 +149,9 @@ impl Page {
 
     pub(crate) fn into_reading(self) -> Reading {
         let up_to_date = self.is_up_to_date();
-        let mut reading = Log::replica(self, 0).read(Start::Earliest, usize::MAX).unwrap_or_else(|gone| {
-            debug_assert!(false, "the earliest is always there: {gone}");
+        let after = Start::After(self.after);
+        let mut reading = Log::replica(self, 0).read(after, usize::MAX).unwrap_or_else(|gone| {
+            debug_assert!(false, "a log has its own floor: {gone}");
             Reading::unknown(gone.earliest())
         });
         reading.up_to_date = up_to_date;

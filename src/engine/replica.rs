@@ -58,6 +58,7 @@ impl Log {
     /// Whether this append is in the log. `None` if that was too long ago to tell.
     pub(crate) fn has(&self, at: Offset) -> Option<bool> {
         match at.position().checked_sub(self.floor.position()) {
+            None if (at.fingerprint() ^ self.id) & SHARED != 0 => Some(false),
             None => None,
             Some(0) => Some(at == self.floor),
             Some(nth) => {

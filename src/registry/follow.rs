@@ -5,7 +5,8 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::Future,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -15,10 +16,12 @@ use super::{
     entry::{Entry, Kept, State},
     millis,
     origin::Bucket,
+    waiters::{Key, Standing, Waiters, Woken},
 };
 use crate::{
     Error, Limit,
     engine::{Found, Log, Notice, Offset, Place, Remote, Start, Touch},
+    faults::Rule,
     sync::Mutex,
 };
 
@@ -29,15 +32,22 @@ const BYTES: usize = 256 * 1024;
 /// How many notices are kept while the log is read; if there are more, it is read again.
 const PENDING: usize = 256;
 
+/// How often what is held of a quiet channel is compared with its log, in milliseconds.
+pub(super) const CHECK: u64 = 20_000;
+
 /// How one channel is followed.
 pub(super) struct Follow {
     pub(super) stage: Stage,
+    /// Tells this following of the channel from others.
+    number: u64,
     /// Somebody reads the log.
     busy: bool,
+    /// Somebody waits who could not tell from what was held whether there is something: who is woken when that is known.
+    pub(super) unsure: bool,
     /// What was heard while the log was read.
     pending: VecDeque<Notice>,
     /// Who needs the channel to be live, and does not wait on it.
-    joining: Vec<Waker>,
+    joining: Waiters,
     /// What stands for the tail while nobody has made the channel.
     pub(super) origin: Offset,
     /// When somebody last waited on it or asked for it.
@@ -60,12 +70,13 @@ pub(super) enum Stage {
 
 impl Follow {
     fn new(now: u64) -> Self {
-        let (pending, joining) = (VecDeque::new(), Vec::new());
         Self {
             stage: Stage::Reading,
+            number: fastrand::u64(..),
             busy: false,
-            pending,
-            joining,
+            unsure: true,
+            pending: VecDeque::new(),
+            joining: Waiters::default(),
             origin: Offset::ZERO,
             wanted: now,
             checked: now,
@@ -73,12 +84,17 @@ impl Follow {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn joins(&self) -> usize {
+        self.joining.len()
+    }
+
     /// Nothing is heard any more.
-    pub(super) fn lose(&mut self) -> Vec<Waker> {
+    pub(super) fn lose(&mut self) -> Woken {
         self.stage = Stage::Lost;
         self.busy = false;
         self.pending.clear();
-        std::mem::take(&mut self.joining)
+        self.joining.take()
     }
 
     /// It is heard again, and to be read.
@@ -109,6 +125,16 @@ pub(super) struct AskedQueue {
     pub(super) tender: Option<Waker>,
 }
 
+impl Drop for Asked {
+    /// The registry is gone, and who tends to its channels is told.
+    fn drop(&mut self) {
+        let tender = self.queue.lock().tender.take();
+        if let Some(tender) = tender {
+            tender.wake();
+        }
+    }
+}
+
 /// What a notice comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Taken {
@@ -128,7 +154,7 @@ impl Registry {
     pub(super) async fn followed(&self, name: &str) -> Result<Arc<Entry>, Error> {
         loop {
             let entry = self.map.enter(name);
-            match poll_fn(|cx| self.poll_live(&entry, cx)).await {
+            match (Join { registry: self, entry: &entry, key: None }).await {
                 Ok(true) => return Ok(entry),
                 // Its last waiter left meanwhile.
                 Ok(false) => {}
@@ -136,26 +162,6 @@ impl Registry {
                     self.map.vacate(&entry);
                     return Err(error);
                 }
-            }
-        }
-    }
-
-    /// Whether the entry is still the channel's, when it is live.
-    fn poll_live(&self, entry: &Arc<Entry>, cx: &Context<'_>) -> Poll<Result<bool, Error>> {
-        let mut state = entry.lock();
-        if state.vacated {
-            return Poll::Ready(Ok(false));
-        }
-        if let Err(error) = self.follow(entry, &mut state) {
-            return Poll::Ready(Err(error));
-        }
-        let Some(follow) = &mut state.follow else { return Poll::Ready(Err(Error::Unreachable)) };
-        match follow.stage {
-            Stage::Live => Poll::Ready(Ok(true)),
-            Stage::Lost => Poll::Ready(Err(Error::Unreachable)),
-            Stage::Reading => {
-                follow.joining.push(cx.waker().clone());
-                Poll::Pending
             }
         }
     }
@@ -177,6 +183,13 @@ impl Registry {
         state.follow = Some(Box::new(Follow::new(now)));
         self.ask(|queue| queue.to_follow.push(entry.clone()));
         Ok(())
+    }
+
+    /// Lets go of a channel, and of what is held of it.
+    pub(super) fn unfollow(&self, state: &mut State) {
+        state.follow = None;
+        self.usage.leave_followed();
+        self.forget(state);
     }
 
     /// Has a live channel read from the log again.
@@ -226,9 +239,7 @@ impl Registry {
 
     fn take_in(&self, state: &mut State, notice: Notice) -> Taken {
         let now = self.now();
-        let Some(kept) = state.log.as_deref_mut() else {
-            return if matches!(notice, Notice::Deleted { .. }) { Taken::Known } else { Taken::Doubtful };
-        };
+        let Some(kept) = state.log.as_deref_mut() else { return Taken::Doubtful };
         let tail = kept.log.tail();
         match notice {
             Notice::Appended { at, .. } if at.position() <= tail.position() => match kept.log.has(at) {
@@ -238,7 +249,7 @@ impl Registry {
             },
             Notice::Appended { at, before, messages, data: Some(data), closed } => {
                 let next = at.position() == tail.position() + 1 && before == tail.fingerprint();
-                if !next || kept.log.is_closed() {
+                if (!next && self.faults.keep(Rule::Continuity)) || kept.log.is_closed() {
                     return Taken::Doubtful;
                 }
                 let cost = kept.log.cost();
@@ -254,11 +265,8 @@ impl Registry {
                 kept.log.close(now);
                 if known { Taken::Known } else { Taken::Changed }
             }
-            Notice::Deleted { tail: at } if at == tail => {
-                self.forget(state);
-                Taken::Changed
-            }
-            Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted { .. } | Notice::Made => Taken::Doubtful,
+            // A deletion too: something else stands for the tail from then on.
+            Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted | Notice::Made => Taken::Doubtful,
             Notice::Probe(_) => Taken::Known,
         }
     }
@@ -269,16 +277,16 @@ impl Registry {
             Some(follow) if !follow.busy => follow.busy = true,
             _ => return,
         }
+        let mut behind = false;
         loop {
-            let (place, touch) = {
+            let (tail, touch) = {
                 let state = entry.lock();
                 if state.follow.is_none() {
                     return;
                 }
-                let tail = state.log.as_ref().map(|kept| kept.log.tail());
-                let touch = if state.waiters.len() > 0 { Touch::Yes } else { Touch::No };
-                (tail.map_or(Place::Window, |tail| Place::From(Start::After(tail))), touch)
+                (state.known_tail(), touch(&state))
             };
+            let place = tail.filter(|_| !behind).map_or(Place::Window, |tail| Place::From(Start::After(tail)));
             let mut read = remote.read(entry.name(), place, BYTES, touch).await;
             if matches!(read, Err(Error::Gone(_))) {
                 // It is not the log that is held, or has gone on by more than is kept.
@@ -288,14 +296,45 @@ impl Registry {
                     read => read,
                 };
             }
-            let Ok(read) = read else {
-                let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-                joining.into_iter().flatten().for_each(Waker::wake);
-                return;
-            };
-            if self.put(entry, read) {
-                return;
+            // So far behind that the rest is not read to be let go of at once: who needs it asks the engine.
+            let ends = read.as_ref().is_ok_and(Found::is_up_to_date);
+            let strange = behind && !ends;
+            behind = !ends;
+            match read {
+                Ok(found) if !strange => {
+                    if self.put(entry, found) {
+                        return;
+                    }
+                }
+                _ => {
+                    let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
+                    joining.unwrap_or_else(Woken::nobody).wake();
+                    return;
+                }
             }
+        }
+    }
+
+    /// Compares what is held of a channel with its log: that has gone on, or back, without a word if somebody has meddled with it.
+    /// Meanwhile it is live.
+    pub(super) async fn compare(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
+        let touch = touch(&entry.lock());
+        let found = match remote.read(entry.name(), Place::From(Start::Tail), 0, touch).await {
+            Err(Error::Gone(gone)) => Found::Nothing(gone.tail()),
+            Err(_) => return,
+            Ok(found) => found,
+        };
+        let mut state = entry.lock();
+        let same = match (&found, state.log.as_deref()) {
+            (Found::Page(page), Some(kept)) => {
+                // What was heard meanwhile may have gone beyond it.
+                kept.log.has(page.tail) != Some(false) && (kept.log.is_closed() || !page.closed)
+            }
+            (Found::Nothing(origin), None) => *origin == state.origin_elsewhere(),
+            _ => false,
+        };
+        if !same {
+            self.doubt(entry, &mut state);
         }
     }
 
@@ -303,15 +342,14 @@ impl Registry {
     fn put(&self, entry: &Arc<Entry>, found: Found) -> bool {
         let now = self.now();
         let mut state = entry.lock();
-        let mut complete = match &found {
-            Found::Page(page) => page.is_up_to_date(),
-            Found::Nothing(_) => true,
-        };
+        let mut complete = found.is_up_to_date();
         let mut changed = self.replace(entry, &mut state, found, now);
         let Some(follow) = &mut state.follow else { return true };
-        follow.checked = now;
+        // Not all channels are compared in the same moment.
+        follow.checked = now.saturating_sub(fastrand::u64(..=CHECK / 2));
         if complete {
-            for notice in std::mem::take(&mut follow.pending) {
+            let pending = std::mem::take(&mut follow.pending);
+            for notice in pending.into_iter().filter(|_| self.faults.keep(Rule::Drain)) {
                 match self.take_in(&mut state, notice) {
                     Taken::Known => {}
                     Taken::Changed => changed = true,
@@ -319,18 +357,17 @@ impl Registry {
                 }
             }
         }
-        let mut joining = Vec::new();
+        let mut joining = Woken::nobody();
         if let Some(follow) = state.follow.as_mut().filter(|_| complete) {
             follow.stage = Stage::Live;
             follow.busy = false;
-            joining = std::mem::take(&mut follow.joining);
+            changed |= std::mem::take(&mut follow.unsure);
+            joining = follow.joining.take();
         }
-        let woken = if changed { Some(state.waiters.take()) } else { None };
+        let woken = if changed { state.waiters.take() } else { Woken::nobody() };
         drop(state);
-        if let Some(woken) = woken {
-            woken.wake();
-        }
-        joining.into_iter().for_each(Waker::wake);
+        woken.wake();
+        joining.wake();
         complete
     }
 
@@ -339,10 +376,11 @@ impl Registry {
         let page = match found {
             Found::Page(page) => page,
             Found::Nothing(origin) => {
+                let moved = state.origin_elsewhere() != origin;
                 if let Some(follow) = &mut state.follow {
                     follow.origin = origin;
                 }
-                return self.forget(state).is_some();
+                return self.forget(state).is_some() || moved;
             }
         };
         let until = page.left.map(|left| now.saturating_add(millis(left)).saturating_add(1));
@@ -374,10 +412,70 @@ impl Registry {
         true
     }
 
-    /// Keeps what is held of a log within bounds, and counts it.
+    /// Keeps what is held of a log within bounds, and counts it. The newest append is kept for who waits for it, until that is too
+    /// much as well.
     fn shorten(&self, kept: &mut Kept, before: usize) {
-        let full = self.usage.history() > self.limits.history;
-        kept.log.shorten(if full { 1 } else { APPENDS }, BYTES);
+        let (held, most) = (self.usage.history(), self.limits.history);
+        let appends = match held {
+            // Nor more than is kept elsewhere.
+            _ if held <= most => APPENDS.min(self.retention.appends.max(1)),
+            _ if held / 2 <= most => 1,
+            _ => 0,
+        };
+        kept.log.shorten(appends, BYTES.min(self.retention.bytes));
         self.usage.adjust_history(before, kept.log.cost());
+    }
+}
+
+/// Whether the engine is told that somebody is here.
+fn touch(state: &State) -> Touch {
+    if state.waiters.len() > 0 { Touch::Yes } else { Touch::No }
+}
+
+/// Resolves when a channel is live: whether the entry is still the channel's, or why it cannot be.
+struct Join<'a> {
+    registry: &'a Registry,
+    entry: &'a Arc<Entry>,
+    /// The place among those who join, in which following of the channel.
+    key: Option<(u64, Key)>,
+}
+
+impl Future for Join<'_> {
+    type Output = Result<bool, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
+        let _replaced;
+        let mut state = this.entry.lock();
+        if state.vacated {
+            return Poll::Ready(Ok(false));
+        }
+        if let Err(error) = this.registry.follow(this.entry, &mut state) {
+            return Poll::Ready(Err(error));
+        }
+        let Some(follow) = &mut state.follow else { return Poll::Ready(Err(Error::Unreachable)) };
+        match follow.stage {
+            Stage::Live => return Poll::Ready(Ok(true)),
+            Stage::Lost => return Poll::Ready(Err(Error::Unreachable)),
+            Stage::Reading => {}
+        }
+        let key = this.key.filter(|(number, _)| *number == follow.number).map(|(_, key)| key);
+        match key.filter(|key| follow.joining.standing(*key) == Standing::Parked) {
+            Some(key) => _replaced = follow.joining.refresh(key, cx.waker()),
+            None => this.key = Some((follow.number, follow.joining.park(cx.waker().clone()))),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Join<'_> {
+    fn drop(&mut self) {
+        let Some((number, key)) = self.key else { return };
+        let mut state = self.entry.lock();
+        let follow = state.follow.as_mut().filter(|follow| follow.number == number);
+        let waker = follow.and_then(|follow| follow.joining.remove(key));
+        drop(state);
+        drop(waker);
     }
 }

@@ -123,6 +123,11 @@ impl Usage {
         self.followed.fetch_add(1, Relaxed)
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) fn followed(&self) -> usize {
+        self.followed.load(Relaxed)
+    }
+
     pub(super) fn leave_followed(&self) {
         self.followed.fetch_sub(1, Relaxed);
     }

@@ -27,6 +27,7 @@ mod entry;
 mod expiry;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is followed"))]
 mod follow;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere it is always well"))]
 mod health;
 mod lifetime;
 mod limits;
@@ -50,6 +51,7 @@ use tokio::time::Instant;
 use crate::{
     Error,
     engine::{Remote, Retention},
+    faults::Faults,
 };
 use closing::Closing;
 use delete::Orphans;
@@ -66,7 +68,7 @@ pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use read::Peek;
 #[cfg(feature = "redis")]
-pub(crate) use tend::tend;
+pub(crate) use tend::{connect, tend};
 pub(crate) use wait::{Ended, Wait};
 
 /// All channels of one [`Comet`](crate::Comet).
@@ -83,6 +85,7 @@ pub(crate) struct Registry {
     remote: Option<Arc<dyn Remote>>,
     asked: Asked,
     health: Health,
+    faults: Faults,
     began: Instant,
     /// The type of a channel that nobody gave another.
     json: Arc<str>,
@@ -102,6 +105,7 @@ impl Registry {
             remote: None,
             asked: Asked::nothing(),
             health: Health::well(),
+            faults: Faults::default(),
             began: Instant::now(),
             json: "application/json".into(),
         }
@@ -109,8 +113,8 @@ impl Registry {
 
     /// Channels whose logs are kept elsewhere. Nothing is heard of them until they are [tended](tend) to.
     #[cfg(feature = "redis")]
-    pub(crate) fn elsewhere(limits: Limits, retention: Retention, remote: Arc<dyn Remote>) -> Self {
-        Self { remote: Some(remote), health: Health::unknown(), ..Self::new(limits, retention) }
+    pub(crate) fn elsewhere(limits: Limits, retention: Retention, remote: Arc<dyn Remote>, faults: Faults) -> Self {
+        Self { remote: Some(remote), health: Health::unknown(), faults, ..Self::new(limits, retention) }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

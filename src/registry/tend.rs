@@ -1,13 +1,14 @@
 //! The task that tends to the channels that are followed: it hears what is published, reads what is in doubt, lets go of what nobody
 //! wants any more, and begins anew when the connection is lost.
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
     cmp::Reverse,
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
@@ -15,15 +16,20 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use super::{
     Registry,
     entry::Entry,
-    follow::{AskedQueue, Stage},
+    follow::{AskedQueue, CHECK, Stage},
+    waiters::Woken,
 };
-use crate::engine::{Feed, Notice, Remote};
+use crate::{
+    Error,
+    engine::{Feed, Notice, Remote},
+    faults::Rule,
+};
 
 /// How often what is done by the clock is done.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long a probe may take to come back: two that do not, and the connection is given up.
-const PROBE: Duration = Duration::from_millis(2_500);
+/// How long nothing may be heard of the probes, one each tick: two that do not come back, and the connection is given up.
+const PROBE: Duration = Duration::from_millis(1_800);
 
 /// How long connecting may take, and subscribing to as many channels as go into one request.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,20 +46,22 @@ const BATCH: usize = 1_024;
 /// How long a channel is followed after its last waiter, in milliseconds: a long-poll client is back within a few.
 const LINGER: u64 = 15_000;
 
-/// How often what is held of a quiet channel is compared with its log, in milliseconds.
-const CHECK: u64 = 20_000;
+/// Connects, in good time or not at all.
+pub(crate) async fn connect(remote: &dyn Remote) -> Result<Box<dyn Feed>, Error> {
+    timeout(PATIENCE, remote.connect()).await.unwrap_or(Err(Error::Unreachable))
+}
 
 /// Tends to the channels of a registry until that is gone. `first` is a connection that is there already.
 pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut first: Option<Box<dyn Feed>>) {
     let mut retry = RETRY.0;
     loop {
         let connected = match first.take() {
-            Some(feed) => Ok(Ok(feed)),
-            None => timeout(PATIENCE, remote.connect()).await,
+            Some(feed) => Ok(feed),
+            None => connect(&*remote).await,
         };
         let Some(registry) = registry.upgrade() else { return };
         match connected {
-            Ok(Ok(feed)) => {
+            Ok(feed) => {
                 retry = RETRY.0;
                 let began = Instant::now();
                 let tending = Tending::new(Arc::downgrade(&registry), remote.clone(), feed);
@@ -64,8 +72,7 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
                     continue;
                 }
             }
-            Ok(Err(error)) => registry.health.lose(error.to_string()),
-            Err(_) => registry.health.lose("connecting took too long".to_owned()),
+            Err(_) => registry.health.lose("it does not answer, or not as it should".to_owned()),
         }
         // Not all processes in the same moment.
         sleep(retry.mul_f64(0.5 + fastrand::f64())).await;
@@ -96,8 +103,10 @@ struct Tending {
     tick: Interval,
     /// To be read, in this order.
     to_read: VecDeque<Arc<Entry>>,
-    /// Being read.
-    reads: Vec<Work>,
+    /// To be compared, when there is nothing to be read.
+    to_compare: VecDeque<Arc<Entry>>,
+    /// Being read, or compared.
+    reads: FuturesUnordered<Work>,
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
@@ -114,8 +123,8 @@ impl Tending {
     fn new(registry: Weak<Registry>, remote: Arc<dyn Remote>, feed: Box<dyn Feed>) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (to_read, reads, probe) = (VecDeque::new(), Vec::new(), None);
-        Self { registry, remote, feed, tick, to_read, reads, probe, sent: 0, heard: (0, Instant::now()) }
+        let (to_read, to_compare, reads, probe) = (VecDeque::new(), VecDeque::new(), FuturesUnordered::new(), None);
+        Self { registry, remote, feed, tick, to_read, to_compare, reads, probe, sent: 0, heard: (0, Instant::now()) }
     }
 
     /// Takes up all that was followed before the connection was lost, and goes on until this one is.
@@ -131,7 +140,11 @@ impl Tending {
         }
         registry.health.find();
         drop(registry);
-        let end = match self.take_up(entries).await {
+        let taken_up = self.take_up(entries).await;
+        if self.registry.upgrade().is_some_and(|registry| !registry.faults.keep(Rule::ReadAgain)) {
+            self.to_read.drain(..).for_each(|entry| Registry::assume(&entry));
+        }
+        let end = match taken_up {
             Ok(()) => self.run().await,
             Err(end) => end,
         };
@@ -157,14 +170,15 @@ impl Tending {
                     }
                 }
                 Event::Tick => {
-                    if self.heard.0 < self.sent && self.heard.1.elapsed() > PROBE {
+                    let silent = self.heard.0 < self.sent && self.heard.1.elapsed() > PROBE;
+                    if silent && registry.faults.keep(Rule::Probe) {
                         return End::Lost("what is published is not heard");
                     }
                     self.sent += 1;
                     let (remote, number) = (self.remote.clone(), self.sent);
                     // One that is stuck is not waited for: the next probe is another.
                     self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
-                    let idle = registry.tend_to(&mut self.to_read);
+                    let idle = registry.tend_to(&mut self.to_read, &mut self.to_compare);
                     drop(registry);
                     for names in idle.chunks(BATCH) {
                         if !matches!(timeout(PATIENCE, self.feed.unsubscribe(names)).await, Ok(Ok(()))) {
@@ -179,10 +193,18 @@ impl Tending {
 
     /// Subscribes to channels, and then reads them.
     async fn take_up(&mut self, entries: Vec<Arc<Entry>>) -> Result<(), End> {
+        let Some(faults) = self.registry.upgrade().map(|registry| registry.faults) else { return Err(End::Gone) };
         for entries in entries.chunks(BATCH) {
+            if !faults.keep(Rule::Order) {
+                for entry in entries {
+                    let Some(registry) = self.registry.upgrade() else { return Err(End::Gone) };
+                    registry.read_up(&*self.remote, entry).await;
+                }
+            }
             let names: Vec<_> = entries.iter().map(|entry| entry.name().to_owned()).collect();
             match timeout(PATIENCE, self.feed.subscribe(&names)).await {
-                Ok(Ok(())) => self.to_read.extend(entries.iter().cloned()),
+                Ok(Ok(())) if faults.keep(Rule::Order) => self.to_read.extend(entries.iter().cloned()),
+                Ok(Ok(())) => {}
                 _ => return Err(End::Lost("subscribing failed")),
             }
         }
@@ -213,14 +235,19 @@ impl Tending {
             self.probe = None;
         }
         loop {
-            self.reads.retain_mut(|read| read.as_mut().poll(cx).is_pending());
-            if self.to_read.is_empty() || self.reads.len() == READS {
+            while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {}
+            if (self.to_read.is_empty() && self.to_compare.is_empty()) || self.reads.len() == READS {
                 return;
             }
             while self.reads.len() < READS {
-                let Some(entry) = self.to_read.pop_front() else { break };
                 let (registry, remote) = (registry.clone(), self.remote.clone());
-                self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
+                if let Some(entry) = self.to_read.pop_front() {
+                    self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
+                } else if let Some(entry) = self.to_compare.pop_front() {
+                    self.reads.push(Box::pin(async move { registry.compare(&*remote, &entry).await }));
+                } else {
+                    break;
+                }
             }
         }
     }
@@ -236,22 +263,28 @@ impl Registry {
         Poll::Pending
     }
 
-    /// Looks after all channels that are followed: lets go of those that nobody wants any more, whose names it returns, and has
-    /// those read that are to be compared with their logs again.
-    fn tend_to(&self, to_read: &mut VecDeque<Arc<Entry>>) -> Vec<String> {
+    /// Looks after all channels that are followed: lets go of those that nobody wants any more, whose names it returns; has those
+    /// read that could not be, and those compared that have been quiet.
+    fn tend_to(&self, to_read: &mut VecDeque<Arc<Entry>>, to_compare: &mut VecDeque<Arc<Entry>>) -> Vec<String> {
         let now = self.now();
+        // While those of before are not compared yet, no more are added.
+        let compares = to_compare.is_empty() && self.faults.keep(Rule::Compare);
+        // Nobody keeps others out by asking for names that nobody uses.
+        let linger = if self.usage.followed() > self.limits.channels / 2 { LINGER / 10 } else { LINGER };
         let mut idle = Vec::new();
         for entry in self.map.entries() {
             let mut state = entry.lock();
             let waited_on = state.waiters.len() > 0;
+            if waited_on && state.follow.is_none() {
+                // It could not be followed when the wait began.
+                let _ = self.follow(&entry, &mut state);
+            }
             let Some(follow) = &mut state.follow else { continue };
             if waited_on {
                 follow.wanted = now;
             }
-            if follow.wanted + LINGER <= now && follow.stage != Stage::Reading {
-                state.follow = None;
-                self.usage.leave_followed();
-                self.forget(&mut state);
+            if follow.wanted + linger <= now && follow.stage != Stage::Reading {
+                self.unfollow(&mut state);
                 drop(state);
                 idle.push(entry.name().to_owned());
                 self.map.vacate(&entry);
@@ -262,9 +295,18 @@ impl Registry {
                 Some(window) if waited_on => CHECK.min(window / 3),
                 _ => CHECK,
             };
-            if follow.stage == Stage::Live && follow.checked + check <= now {
-                follow.begin();
-                to_read.push_back(entry.clone());
+            match follow.stage {
+                Stage::Reading => {}
+                // The engine is there, but has refused to read this one.
+                Stage::Lost => {
+                    follow.begin();
+                    to_read.push_back(entry.clone());
+                }
+                Stage::Live if compares && follow.checked + check <= now => {
+                    follow.checked = now;
+                    to_compare.push_back(entry.clone());
+                }
+                Stage::Live => {}
             }
         }
         idle
@@ -277,7 +319,14 @@ impl Registry {
         std::mem::take(&mut *self.asked.queue.lock());
         for entry in self.map.entries() {
             let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-            joining.into_iter().flatten().for_each(Waker::wake);
+            joining.unwrap_or_else(Woken::nobody).wake();
+        }
+    }
+
+    /// Takes what is held of a channel for all there is.
+    fn assume(entry: &Entry) {
+        if let Some(follow) = &mut entry.lock().follow {
+            follow.stage = Stage::Live;
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     Error, Limit,
     engine::{Answer, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
+    faults::Rule,
     sync::Mutex,
 };
 
@@ -119,7 +120,8 @@ impl Wait {
             if state.vacated {
                 // Nobody was parked on it, this wait included: nothing is missed by moving on.
                 drop(state);
-                if self.existed {
+                // What is kept elsewhere is only not followed here any more.
+                if self.existed && self.registry.remote().is_none() {
                     return Poll::Ready(Ended::Deleted);
                 }
                 self.key = None;
@@ -138,7 +140,9 @@ impl Wait {
                     self.left = self.key.is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
                     return Poll::Ready(Ended::Read(reading));
                 }
-                Err(gone) if self.registry.remote().is_none() => return Poll::Ready(self.ended_by(gone)),
+                Err(gone) if self.registry.remote().is_none() || !self.registry.faults.keep(Rule::Ahead) => {
+                    return Poll::Ready(self.ended_by(gone));
+                }
                 Err(_) => {
                     // What is held here does not tell. If that is all there was to hear, the engine will.
                     let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
@@ -149,6 +153,10 @@ impl Wait {
                             return Poll::Ready(answered);
                         }
                         continue;
+                    }
+                    // If not, it is told when what there is has been read.
+                    if let Some(follow) = state.follow.as_mut().filter(|_| !live) {
+                        follow.unsure = true;
                     }
                     Reading::unknown(self.after)
                 }

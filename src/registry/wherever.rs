@@ -4,6 +4,7 @@ use super::{Append, Appended, Created, Creation, Peek, Registry, millis};
 use crate::{
     Error,
     engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
+    faults::Rule,
 };
 
 impl Registry {
@@ -67,11 +68,14 @@ impl Registry {
             return self.read(name, start, limit).map_err(Error::Gone);
         }
         let followed = self.followed(name).await;
-        if let Ok(reading) = self.read(name, start, limit) {
+        match self.read(name, start, limit) {
             // What is held is true even when the engine is out of reach. That there is nothing more may not be.
-            if followed.is_ok() || !reading.is_empty() || reading.closed {
+            Ok(mut reading) if followed.is_ok() || !reading.is_empty() || reading.closed => {
+                reading.up_to_date &= followed.is_ok() || reading.closed;
                 return Ok(reading);
             }
+            Err(gone) if !self.faults.keep(Rule::Ahead) => return Err(Error::Gone(gone)),
+            _ => {}
         }
         let entry = followed?;
         let reading = self.read_it(name, start, limit).await?;

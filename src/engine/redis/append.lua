@@ -53,7 +53,11 @@ local function done(closed, duplicate, e, n)
   return { 'done', text(it.tail), it.low, closed and '1' or '0', duplicate and '1' or '0', e or '', n or '' }
 end
 
-if not fresh then keep(it, age, linger, false) end
+if not fresh then
+  -- As it was, but it is refused when there is no memory: after `keep`, nothing would be.
+  redis.call('HSET', meta, 'type', it.type)
+  keep(it, age, linger, false)
+end
 
 if it.closed then
   if id == '' then

@@ -14,6 +14,7 @@ use crate::{
         Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, Page, PageEntry, Place, Reason, Start,
         Touch, is_json,
     },
+    faults::Rule,
 };
 
 /// Beyond it, a publication carries no data, and whoever hears of it reads the log.
@@ -167,6 +168,7 @@ impl Redis {
         limit: usize,
         touch: Touch,
     ) -> Result<Found, Error> {
+        let from = if self.faults.keep(Rule::Fingerprint) { from } else { self.whatever_is_there(name, from).await };
         let mut script = self.script(&self.scripts.read, name);
         match from {
             Place::Window => script.arg("window").arg(0).arg(0),
@@ -238,6 +240,17 @@ impl Redis {
                 return Ok(names);
             }
         }
+    }
+
+    /// Without the rule of the fingerprint: takes whatever append has a place's number for the one that is meant.
+    async fn whatever_is_there(&self, name: &str, from: Place) -> Place {
+        let Place::From(Start::After(offset)) = from else { return from };
+        let mut command = redis::cmd("XRANGE");
+        command.arg(&self.keys.channel(name)[1]).arg(offset.position()).arg(offset.position());
+        let found = self.link.ask(&command).await.ok().and_then(|found| Vec::<Value>::from_redis_value(found).ok());
+        let first = found.and_then(|found| Said::new(found.into_iter().next()?).ok()?.text().ok());
+        let low = first.and_then(|id| id.split_once('-')?.1.parse().ok());
+        low.map_or(Place::From(Start::Tail), |low| Place::From(Start::After(Offset::new(offset.position(), low))))
     }
 
     fn script<'a>(&self, script: &'a Script, name: &str) -> ScriptInvocation<'a> {

@@ -105,9 +105,10 @@ end
 -- A channel that was not there. A log without a channel is what an eviction left.
 local function make(meta, media_type, tag, own, made, age, linger)
   local low, born = fingerprint(tag, own), origin(meta, age, linger)
-  redis.call('UNLINK', log_of(meta), forks_of(meta), was_of(meta))
+  -- What needs memory comes first: once a script has written, it is not refused any more.
   redis.call('HSET', meta, 'type', media_type, 'tag', text(tag), 'tail', '0', 'low', low, 'floor', '0', 'floorlow', low,
     'n', '0', 'bytes', '0', 'closed', '0', 'made', made and '1' or '0', 'born', born)
+  redis.call('UNLINK', log_of(meta), forks_of(meta), was_of(meta))
   return {
     meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,

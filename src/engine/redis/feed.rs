@@ -89,7 +89,7 @@ fn parse(payload: &[u8], own: bool) -> Option<Notice> {
             Some(Notice::Appended { at, before, messages, data, closed })
         }
         "closed" => Some(Notice::Closed { tail: offset(&mut words)? }),
-        "deleted" => Some(Notice::Deleted { tail: offset(&mut words)? }),
+        "deleted" => Some(Notice::Deleted),
         "made" => Some(Notice::Made),
         _ => None,
     }

@@ -1,6 +1,8 @@
 //! The connection for commands: that it is lost is noticed by whoever uses it, and mended by who tends to the channels.
 
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, ScriptInvocation, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, ScriptInvocation, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
 use std::{
     error::Error as StdError,
     fmt,
@@ -21,6 +23,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// How long a command may take: a black hole is noticed by then.
 const RESPOND: Duration = Duration::from_secs(2);
 
+/// How often a script is loaded again that was flushed meanwhile.
+const LOADS: usize = 5;
+
 pub(super) struct Link {
     client: Client,
     runtime: Handle,
@@ -30,6 +35,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct State {
     connection: Option<MultiplexedConnection>,
+    /// Counts the connections: what goes wrong late on one that was before is not this one's fault.
+    number: u64,
     /// Who waits for the connection to be lost.
     watcher: Option<Waker>,
 }
@@ -51,18 +58,23 @@ impl Link {
         &self.client
     }
 
-    pub(super) async fn try_out(&self) -> Result<(), RedisError> {
+    /// Says whether Redis is there, and errs if it says no.
+    pub(super) async fn try_out(&self) -> Result<bool, RedisError> {
         match self.open().await {
+            Ok(_) => Ok(true),
             Err(error) if is_refusal(&error) => Err(RedisError(error)),
-            _ => Ok(()),
+            Err(_) => Ok(false),
         }
     }
 
+    /// Opens a connection in place of the one that there is, which is used until then: it may be the subscriber's alone that was
+    /// lost.
     pub(super) async fn connect(&self) -> Result<(), Error> {
-        self.state().connection = None;
-        let connection = self.open().await.map_err(|_| Error::Unreachable)?;
-        self.state().connection = Some(connection);
-        Ok(())
+        let opened = self.open().await;
+        let mut state = self.state();
+        state.number += 1;
+        state.connection = opened.ok();
+        if state.connection.is_some() { Ok(()) } else { Err(Error::Unreachable) }
     }
 
     async fn open(&self) -> Result<MultiplexedConnection, redis::RedisError> {
@@ -70,6 +82,12 @@ impl Link {
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(RESPOND));
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         redis::cmd("PING").exec_async(&mut connection).await?;
+        // A replica answers everything but what is needed. Who may not ask for the role finds out later.
+        if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async(&mut connection).await {
+            if !matches!(role.first(), Some(Value::BulkString(role)) if role == b"master") {
+                return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "this is a replica").into());
+            }
+        }
         Ok(connection)
     }
 
@@ -86,20 +104,31 @@ impl Link {
 
     /// Reads something.
     pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, Error> {
-        let mut connection = self.connection()?;
-        command.query_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Read))
+        let (mut connection, number) = self.connection()?;
+        command.query_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Read, number))
     }
 
     /// Runs a script that changes nothing but what time would.
     pub(super) async fn read(&self, script: &ScriptInvocation<'_>) -> Result<Value, Error> {
-        let mut connection = self.connection()?;
-        script.invoke_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Read))
+        self.run(script, Kind::Read).await
     }
 
     /// Runs a script whose outcome matters.
     pub(super) async fn write(&self, script: &ScriptInvocation<'_>) -> Result<Value, Error> {
-        let mut connection = self.connection()?;
-        script.invoke_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Write))
+        self.run(script, Kind::Write).await
+    }
+
+    async fn run(&self, script: &ScriptInvocation<'_>, kind: Kind) -> Result<Value, Error> {
+        let (mut connection, number) = self.connection()?;
+        let mut loads = LOADS;
+        loop {
+            match script.invoke_async(&mut connection).await {
+                // Loaded, and flushed again before it was run.
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) && loads > 0 => loads -= 1,
+                Err(error) => return Err(self.judge(&error, kind, number)),
+                Ok(said) => return Ok(said),
+            }
+        }
     }
 
     /// Lets a future use the runtime's clock and sockets, whoever polls it: a thread may, that has none.
@@ -110,31 +139,36 @@ impl Link {
         Box::pin(Within { runtime: self.runtime.clone(), future: Box::pin(future) })
     }
 
-    fn connection(&self) -> Result<MultiplexedConnection, Error> {
-        self.state().connection.clone().ok_or(Error::Unreachable)
+    fn connection(&self) -> Result<(MultiplexedConnection, u64), Error> {
+        let state = self.state();
+        let connection = state.connection.clone().ok_or(Error::Unreachable)?;
+        Ok((connection, state.number))
     }
 
-    /// What an error says about what was asked for.
-    fn judge(&self, error: &redis::RedisError, kind: Kind) -> Error {
+    /// What an error says about what was asked for, on the connection of this number.
+    fn judge(&self, error: &redis::RedisError, kind: Kind, number: u64) -> Error {
         match error.kind() {
             // Redis has refused it: nothing was done. Out of memory is a limit like any other.
-            _ if error.code() == Some("OOM") => Error::Full(Limit::History),
+            ErrorKind::Server(_) | ErrorKind::Extension if says(error, "OOM") => Error::Full(Limit::History),
             ErrorKind::Server(_) | ErrorKind::Extension => {
                 // A replica since a failover, or loading: another connection may lead to another server.
-                if matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOAUTH")) {
-                    self.lose();
+                if ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"].iter().any(|word| says(error, word)) {
+                    self.lose(number);
                 }
                 Error::Unreachable
             }
             _ => {
-                self.lose();
+                self.lose(number);
                 if kind == Kind::Write { Error::Uncertain } else { Error::Unreachable }
             }
         }
     }
 
-    fn lose(&self) {
+    fn lose(&self, number: u64) {
         let mut state = self.state();
+        if state.number != number {
+            return;
+        }
         state.connection = None;
         let watcher = state.watcher.take();
         drop(state);
@@ -148,12 +182,18 @@ impl Link {
     }
 }
 
-/// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there.
+/// Whether an error is of this kind. Before Redis 7 what goes wrong in a script is told within another error.
+fn says(error: &redis::RedisError, word: &str) -> bool {
+    error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(&format!("-{word} ")))
+}
+
+/// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there, or that there are too many.
 fn is_refusal(error: &redis::RedisError) -> bool {
     match error.kind() {
         ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => true,
         // A certificate that is not trusted.
         ErrorKind::Io if is_nonsense(error) => true,
+        _ if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => false,
         _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR")),
     }
 }

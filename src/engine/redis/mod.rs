@@ -17,6 +17,7 @@ use std::{
 };
 
 use super::{Answer, Append, Appended, Created, Creation, Feed, Found, Offset, Place, Remote, Retention, Touch};
+use crate::faults::Faults;
 use ask::Scripts;
 use link::Link;
 pub use link::RedisError;
@@ -27,6 +28,7 @@ pub(crate) struct Redis {
     scripts: Scripts,
     keys: Keys,
     kept: Kept,
+    faults: Faults,
 }
 
 /// What of a channel is kept, and how long.
@@ -63,19 +65,26 @@ impl Keys {
 
 impl Redis {
     /// Nothing is connected yet. Needs a tokio runtime, which it goes on using.
-    pub(crate) fn new(url: &str, prefix: &str, retention: Retention, producers: usize) -> Result<Self, RedisError> {
+    pub(crate) fn new(
+        url: &str,
+        prefix: &str,
+        retention: Retention,
+        producers: usize,
+        faults: Faults,
+    ) -> Result<Self, RedisError> {
         let own = format!("{prefix}:\u{0}probe:{:016x}", fastrand::u64(..));
         Ok(Self {
             link: Link::new(url)?,
             scripts: Scripts::new(),
             keys: Keys { prefix: prefix.to_owned(), own },
             kept: Kept { retention, producers },
+            faults,
         })
     }
 
     /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no
-    /// error here.
-    pub(crate) async fn try_out(&self) -> Result<(), RedisError> {
+    /// error here, but `false`.
+    pub(crate) async fn try_out(&self) -> Result<bool, RedisError> {
         self.link.try_out().await
     }
 }
