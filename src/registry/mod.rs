@@ -23,6 +23,8 @@
 mod closing;
 mod create;
 mod delete;
+#[cfg(all(test, feature = "redis", not(comet_loom)))]
+mod double;
 mod entry;
 mod expiry;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is followed"))]

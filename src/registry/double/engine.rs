@@ -1,0 +1,329 @@
+//! An engine that does as it is told.
+
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Waker},
+};
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    Error,
+    engine::{
+        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Lifetime, Notice, Offset, Page, PageEntry,
+        Place, Reason, Remote, Start, Touch,
+    },
+};
+
+#[derive(Default)]
+pub(super) struct Double {
+    world: Arc<Mutex<World>>,
+    /// Rung when something is let go on.
+    bell: Notify,
+}
+
+#[derive(Default)]
+pub(super) struct World {
+    logs: BTreeMap<String, Log>,
+    fingerprints: u64,
+    /// What stands for the tail of a channel that nobody has made: another since each deletion.
+    origin: Option<Offset>,
+    topics: BTreeSet<String>,
+    publish: Option<mpsc::UnboundedSender<(String, Notice)>>,
+    /// Counts the connections.
+    pub(super) connections: usize,
+    watcher: Option<Waker>,
+    /// What is asked of it and what it is told, in this order.
+    pub(super) journal: Vec<&'static str>,
+    /// It cannot be reached.
+    pub(super) down: bool,
+    /// What is read is known, and not answered yet.
+    pub(super) hold_reads: bool,
+    /// Reads are refused, and the connection is well.
+    pub(super) refuse_reads: bool,
+    /// What is published is heard by nobody.
+    pub(super) mute: bool,
+    /// What is published is heard later.
+    late: Option<Vec<(String, Notice)>>,
+}
+
+struct Log {
+    tag: u64,
+    origin: Offset,
+    start: u64,
+    entries: Vec<(u64, u64)>,
+    closed: bool,
+}
+
+impl Log {
+    fn tail(&self) -> Offset {
+        let last = self.entries.last().map_or(self.start, |(fingerprint, _)| *fingerprint);
+        Offset::new(self.entries.len() as u64, last)
+    }
+
+    fn place(&self, position: usize) -> Offset {
+        let fingerprint = position.checked_sub(1).map_or(self.start, |nth| self.entries[nth].0);
+        Offset::new(position as u64, fingerprint)
+    }
+
+    fn read(&self, place: Place) -> Result<Found, Error> {
+        let gone = |reason| Error::Gone(Gone::new(reason, self.tail(), self.place(0)));
+        let from = match place {
+            // As short as in Redis.
+            Place::Window => self.entries.len().saturating_sub(64),
+            Place::From(Start::Earliest | Start::Origin) => 0,
+            Place::From(Start::Tail) => self.entries.len(),
+            Place::From(Start::After(offset)) if offset == self.origin => 0,
+            Place::From(Start::After(offset)) => match usize::try_from(offset.position()).expect("small") {
+                at if at > self.entries.len() => return Err(gone(Reason::Ahead)),
+                at if self.place(at) != offset => return Err(gone(Reason::OtherLog)),
+                at => at,
+            },
+        };
+        let entries = self.entries[from..].iter().map(|(fingerprint, number)| PageEntry {
+            fingerprint: *fingerprint,
+            messages: 1,
+            data: Bytes::from(format!("[{number}]")),
+        });
+        Ok(Found::Page(Page {
+            origin: self.origin,
+            content_type: "application/json".into(),
+            log: self.tag << 32,
+            closed: self.closed,
+            tail: self.tail(),
+            kept: self.entries.len(),
+            lifetime: Lifetime::Unbounded,
+            left: None,
+            after: self.place(from),
+            entries: entries.collect(),
+        }))
+    }
+}
+
+impl World {
+    fn origin(&self) -> Offset {
+        self.origin.unwrap_or(Offset::ZERO)
+    }
+
+    fn fingerprint(&mut self, tag: u64) -> u64 {
+        self.fingerprints += 1;
+        tag << 32 | self.fingerprints
+    }
+
+    fn publish(&mut self, name: &str, notice: Notice) {
+        if self.mute {
+            return;
+        }
+        match &mut self.late {
+            Some(late) => late.push((name.to_owned(), notice)),
+            None => self.tell(name, notice),
+        }
+    }
+
+    pub(super) fn tell(&self, name: &str, notice: Notice) {
+        let heard = self.topics.contains(name) || matches!(notice, Notice::Probe(_));
+        if let Some(publish) = self.publish.as_ref().filter(|_| heard) {
+            drop(publish.send((name.to_owned(), notice)));
+        }
+    }
+
+    /// What is published from here on is late, until [`hear`](Self::hear).
+    pub(super) fn be_late(&mut self) {
+        self.late.get_or_insert_default();
+    }
+
+    pub(super) fn hear(&mut self) {
+        for (name, notice) in self.late.take().unwrap_or_default() {
+            self.tell(&name, notice);
+        }
+    }
+
+    pub(super) fn append(&mut self, name: &str, number: u64) -> Offset {
+        if !self.logs.contains_key(name) {
+            self.fingerprints += 1;
+            let tag = self.fingerprints;
+            let start = self.fingerprint(tag);
+            self.logs
+                .insert(name.to_owned(), Log { tag, origin: self.origin(), start, entries: Vec::new(), closed: false });
+            self.publish(name, Notice::Made);
+        }
+        let (tag, before) = self.logs.get(name).map(|log| (log.tag, log.tail())).expect("there is one now");
+        let fingerprint = self.fingerprint(tag);
+        let log = self.logs.get_mut(name).expect("there is one now");
+        log.entries.push((fingerprint, number));
+        let at = log.tail();
+        self.publish(name, notice(at, before, number));
+        at
+    }
+
+    pub(super) fn delete(&mut self, name: &str) {
+        self.logs.remove(name).expect("it is there");
+        self.origin = Some(Offset::new(0, self.origin().fingerprint() + 1));
+        self.publish(name, Notice::Deleted);
+    }
+
+    pub(super) fn close(&mut self, name: &str) {
+        let log = self.logs.get_mut(name).expect("it is there");
+        log.closed = true;
+        let tail = log.tail();
+        self.publish(name, Notice::Closed { tail });
+    }
+
+    /// Takes a channel away without a word.
+    pub(super) fn lose_log(&mut self, name: &str) {
+        self.logs.remove(name);
+    }
+
+    /// Sets a log back to so many entries, without a word.
+    pub(super) fn set_back(&mut self, name: &str, entries: usize) {
+        self.logs.get_mut(name).expect("it is there").entries.truncate(entries);
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.publish = None;
+        self.topics.clear();
+        if let Some(watcher) = self.watcher.take() {
+            watcher.wake();
+        }
+    }
+
+    pub(super) fn is_subscribed(&self, name: &str) -> bool {
+        self.topics.contains(name)
+    }
+
+    pub(super) fn count(&self, what: &str) -> usize {
+        self.journal.iter().filter(|said| **said == what).count()
+    }
+}
+
+/// What is said of an append.
+pub(super) fn notice(at: Offset, before: Offset, number: u64) -> Notice {
+    let data = Some(Bytes::from(format!("[{number}]")));
+    Notice::Appended { at, before: before.fingerprint(), messages: 1, data, closed: false }
+}
+
+impl Double {
+    pub(super) fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    pub(super) fn append(&self, number: u64) -> Offset {
+        self.world().append(super::NAME, number)
+    }
+
+    /// Reads that are held go on.
+    pub(super) fn go_on(&self) {
+        self.world().hold_reads = false;
+        self.bell.notify_waiters();
+    }
+}
+
+impl std::fmt::Debug for Double {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Double")
+    }
+}
+
+impl Remote for Double {
+    fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+        Box::pin(async move {
+            let mut world = self.world();
+            if world.down {
+                return Err(Error::Unreachable);
+            }
+            world.connections += 1;
+            world.topics.clear();
+            let (publish, heard) = mpsc::unbounded_channel();
+            world.publish = Some(publish);
+            Ok(Box::new(Heard { heard, world: self.world.clone() }) as Box<dyn Feed>)
+        })
+    }
+
+    fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut world = self.world();
+        if world.publish.is_none() {
+            return Poll::Ready(());
+        }
+        world.watcher = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn append<'a>(&'a self, _: &'a str, _: &'a Append<'a>) -> Answer<'a, Appended> {
+        unimplemented!("the tests append to the world")
+    }
+
+    fn create<'a>(&'a self, _: &'a str, _: &'a Creation) -> Answer<'a, Created> {
+        unimplemented!("the tests append to the world")
+    }
+
+    fn delete<'a>(&'a self, _: &'a str) -> Answer<'a, Offset> {
+        unimplemented!("the tests delete from the world")
+    }
+
+    fn read<'a>(&'a self, name: &'a str, from: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+        Box::pin(async move {
+            let read = {
+                let mut world = self.world();
+                world.journal.push("read");
+                if world.refuse_reads || world.publish.is_none() {
+                    return Err(Error::Unreachable);
+                }
+                match world.logs.get(name) {
+                    Some(log) => log.read(from),
+                    None => match from {
+                        Place::From(Start::After(offset)) if offset != world.origin() => {
+                            Err(Error::Gone(Gone::new(Reason::Unknown, world.origin(), world.origin())))
+                        }
+                        _ => Ok(Found::Nothing(world.origin())),
+                    },
+                }
+            };
+            let going_on = self.bell.notified();
+            if self.world().hold_reads {
+                going_on.await;
+            }
+            read
+        })
+    }
+
+    fn names(&self) -> Answer<'_, Vec<String>> {
+        Box::pin(async move { Ok(self.world().logs.keys().cloned().collect()) })
+    }
+
+    fn probe(&self, number: u64) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.world().publish("", Notice::Probe(number));
+            Ok(())
+        })
+    }
+}
+
+struct Heard {
+    heard: mpsc::UnboundedReceiver<(String, Notice)>,
+    world: Arc<Mutex<World>>,
+}
+
+impl Feed for Heard {
+    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(async {
+            let mut world = self.world.lock().unwrap();
+            world.journal.push("subscribe");
+            world.topics.extend(names.iter().cloned());
+            Ok(())
+        })
+    }
+
+    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
+        Box::pin(async {
+            let mut world = self.world.lock().unwrap();
+            world.journal.push("unsubscribe");
+            world.topics.retain(|topic| !names.contains(topic));
+            Ok(())
+        })
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>> {
+        self.heard.poll_recv(cx)
+    }
+}

@@ -1,0 +1,112 @@
+//! What is right for every engine, run against one that does as it is told, on a clock that is moved by hand.
+//!
+//! Each rule is taken out once as well: what it keeps from happening happens then.
+
+mod engine;
+mod random;
+mod rules;
+mod waits;
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{Ended, Limits, Registry, Wait, connect, tend};
+use crate::{
+    engine::{Offset, Reading, Remote, Retention, Start},
+    faults::{Faults, Rule},
+};
+use engine::Double;
+
+const NAME: &str = "/events/news";
+
+/// As much as there is.
+const ALL: usize = usize::MAX;
+
+/// A registry, and the engine that it follows.
+struct Node {
+    registry: Arc<Registry>,
+    engine: Arc<Double>,
+    tender: JoinHandle<()>,
+}
+
+impl Node {
+    async fn without(rule: impl Into<Option<Rule>>) -> Self {
+        Self::start_with(Limits::default(), rule.into()).await
+    }
+
+    async fn start_with(limits: Limits, without: Option<Rule>) -> Self {
+        let engine = Arc::new(Double::default());
+        let remote: Arc<dyn Remote> = engine.clone();
+        let faults = Faults { without };
+        let registry = Arc::new(Registry::elsewhere(limits, Retention::default(), remote.clone(), faults));
+        let first = connect(&*remote).await.ok();
+        registry.is_reached();
+        let tender = tokio::spawn(tend(Arc::downgrade(&registry), remote, first));
+        settle().await;
+        Self { registry, engine, tender }
+    }
+
+    /// Reads as a client does that is about to wait: the numbers, and where it is then.
+    async fn read(&self, from: Start) -> (Vec<u64>, Offset) {
+        let reading = self.registry.read_on(NAME, from, ALL).await.expect("it is there");
+        let next = reading.next;
+        (numbers(reading), next)
+    }
+
+    /// A wait after a place that somebody was given by this node or by another.
+    fn wait(&self, after: Offset) -> Wait {
+        Wait::new(self.registry.clone(), NAME, after, after != Offset::ZERO)
+    }
+
+    /// Reads and waits until so many numbers are there, or nothing more comes for a while.
+    async fn collect(&self, many: usize, patience: Duration) -> Vec<u64> {
+        let (mut seen, mut next) = self.read(Start::Earliest).await;
+        while seen.len() < many {
+            let mut wait = self.wait(next);
+            match timeout(patience, poll_fn(|cx| wait.poll(cx, false, ALL))).await {
+                Ok(Ended::Read(reading)) => {
+                    next = reading.next;
+                    seen.extend(numbers(reading));
+                }
+                Ok(ended) => panic!("{ended:?}"),
+                Err(_) => break,
+            }
+        }
+        seen
+    }
+}
+
+/// Polls a wait once.
+fn poll(wait: &mut Wait) -> Poll<Ended> {
+    wait.poll(&mut Context::from_waker(Waker::noop()), false, ALL)
+}
+
+/// How a wait ends, if it does within a time.
+async fn ended(wait: &mut Wait, within: Duration) -> Option<Ended> {
+    timeout(within, poll_fn(|cx| wait.poll(cx, false, ALL))).await.ok()
+}
+
+fn numbers(reading: Reading) -> Vec<u64> {
+    if reading.is_empty() { Vec::new() } else { serde_json::from_slice(&reading.into_bytes()).expect("numbers") }
+}
+
+/// Lets everything happen that is not waiting for the clock.
+async fn settle() {
+    for _ in 0..40 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets so many seconds pass.
+async fn seconds(seconds: u64) {
+    sleep(Duration::from_secs(seconds)).await;
+    settle().await;
+}
