@@ -53,12 +53,6 @@ local function done(closed, duplicate, e, n)
   return { 'done', text(it.tail), it.low, closed and '1' or '0', duplicate and '1' or '0', e or '', n or '' }
 end
 
-if not fresh then
-  -- As it was, but it is refused when there is no memory: after `keep`, nothing would be.
-  redis.call('HSET', meta, 'type', it.type)
-  keep(it, age, linger, false)
-end
-
 if it.closed then
   if id == '' then
     if closes and kind == '' then return done(true, true) end
@@ -117,7 +111,8 @@ if id ~= '' then
   redis.call('HSET', meta, 'p:' .. id, table.concat({ text(epoch), text(number), text(heard) }, ' '))
 end
 if closes then
-  redis.call('HSET', meta, 'closed', '1')
+  it.closed = true
+  save_is(it)
   if id ~= '' then redis.call('HSET', meta, 'by', table.concat({ text(epoch), text(number), id }, ' ')) end
   if kind == '' then redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' ')) end
 end

@@ -2,6 +2,9 @@
 -- appends, whose ids are `<position>-<fingerprint>`. An offset is such an id, so it proves by itself which append it is.
 -- One that was forked has a third, `…:forks`, a set of the forks.
 --
+-- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
+-- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, and where a fork comes from.
+--
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -53,11 +56,31 @@ local function remember(it, age, linger, lives)
   redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + span(age, linger)))
 end
 
+-- What seldom changes: tag, what stood for the tail before, whether it was created, idle milliseconds, end, closed, buried.
+local IS = '^(%d+) (%d+) (%d) (%S+) (%S+) (%d) (%d)$'
+
+-- What every append changes: where it ends and where it begins, how many appends and bytes that is, when the first of them was
+-- made, and when the expiry of the keys was last set.
+local AT = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
+
+local function save_is(it)
+  redis.call('HSET', it.meta, 'is', table.concat({ text(it.tag), it.born, it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
+    it.till and text(it.till) or '-', it.closed and '1' or '0', it.buried and '1' or '0' }, ' '))
+end
+
+local function save(it)
+  redis.call('HSET', it.meta, 'at', table.concat({ text(it.tail), it.low, text(it.floor), it.floorlow, text(it.n), text(it.bytes),
+    text(it.first), text(it.kept) }, ' '))
+end
+
 -- Whether a channel that was deleted is needed for its name: a fork of it is still there, or a fork of that.
 local function has_forks(meta, tag)
   for _, fork in ipairs(redis.call('SMEMBERS', forks_of(meta))) do
-    local v = redis.call('HMGET', fork, 'of', 'tag', 'buried')
-    if v[1] == meta .. ' ' .. tag and (not v[3] or has_forks(fork, v[2])) then return true end
+    local v = redis.call('HMGET', fork, 'of', 'is')
+    if v[1] == meta .. ' ' .. tag and v[2] then
+      local own, _, _, _, _, _, buried = string.match(v[2], IS)
+      if buried == '0' or has_forks(fork, own) then return true end
+    end
     redis.call('SREM', forks_of(meta), fork)
   end
   return false
@@ -70,26 +93,28 @@ local function remove(meta)
     redis.call('UNLINK', meta, log_of(meta), forks_of(meta))
     if not of then return end
     meta = string.match(of, '^(.*) ')
-    local v = redis.call('HMGET', meta, 'tag', 'buried')
-    if not v[2] or has_forks(meta, v[1]) then return end
+    local is = redis.call('HGET', meta, 'is')
+    if not is then return end
+    local tag, _, _, _, _, _, buried = string.match(is, IS)
+    if buried == '0' or has_forks(meta, tag) then return end
   end
 end
 
 -- What is known of a channel, or nil.
 local function load(meta)
-  local v = redis.call('HMGET', meta, 'type', 'tag', 'tail', 'low', 'floor', 'floorlow', 'n', 'bytes', 'closed', 'ttl', 'until',
-    'made', 'buried', 'born', 'first')
+  local v = redis.call('HMGET', meta, 'type', 'is', 'at')
   if not v[1] then return nil end
-  if v[13] and not has_forks(meta, v[2]) then
+  local it = { meta = meta, log = log_of(meta), type = v[1] }
+  local tag, born, made, ttl, till, closed, buried = string.match(v[2], IS)
+  it.tag, it.born, it.made, it.closed, it.buried = tonumber(tag), born, made == '1', closed == '1', buried == '1'
+  it.ttl, it.till = tonumber(ttl), tonumber(till)
+  if it.buried and not has_forks(meta, tag) then
     remove(meta)
     return nil
   end
-  local it = {
-    meta = meta, log = log_of(meta),
-    type = v[1], tag = tonumber(v[2]), tail = tonumber(v[3]), low = v[4], floor = tonumber(v[5]), floorlow = v[6],
-    n = tonumber(v[7]), bytes = tonumber(v[8]), closed = v[9] == '1',
-    ttl = tonumber(v[10]), till = tonumber(v[11]), made = v[12] == '1', buried = v[13] and true, born = v[14], first = tonumber(v[15] or 0),
-  }
+  local tail, low, floor, floorlow, n, bytes, first, kept = string.match(v[3], AT)
+  it.tail, it.low, it.floor, it.floorlow = tonumber(tail), low, tonumber(floor), floorlow
+  it.n, it.bytes, it.first, it.kept = tonumber(n), tonumber(bytes), tonumber(first), tonumber(kept)
   if it.n > 0 and redis.call('EXISTS', it.log) == 0 then
     -- All of it has aged out, or was evicted: where it ended is still known.
     it.n, it.bytes, it.floor, it.floorlow = 0, 0, it.tail, it.low
@@ -97,23 +122,20 @@ local function load(meta)
   return it
 end
 
-local function save(it)
-  redis.call('HSET', it.meta, 'tail', text(it.tail), 'low', it.low, 'floor', text(it.floor), 'floorlow', it.floorlow,
-    'n', text(it.n), 'bytes', text(it.bytes), 'first', text(it.first))
-end
-
 -- A channel that was not there. A log without a channel is what an eviction left.
 local function make(meta, media_type, tag, own, made, age, linger)
   local low, born = fingerprint(tag, own), origin(meta, age, linger)
-  -- What needs memory comes first: once a script has written, it is not refused any more.
-  redis.call('HSET', meta, 'type', media_type, 'tag', text(tag), 'tail', '0', 'low', low, 'floor', '0', 'floorlow', low,
-    'n', '0', 'bytes', '0', 'closed', '0', 'made', made and '1' or '0', 'born', born)
-  redis.call('UNLINK', log_of(meta), forks_of(meta), was_of(meta))
-  return {
+  local it = {
     meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,
-    n = 0, bytes = 0, closed = false, made = made, born = born, first = now,
+    n = 0, bytes = 0, closed = false, made = made, born = born, first = now, kept = 0,
   }
+  -- What needs memory comes first: once a script has written, it is not refused any more.
+  redis.call('HSET', meta, 'type', media_type)
+  save_is(it)
+  save(it)
+  redis.call('UNLINK', it.log, forks_of(meta), was_of(meta))
+  return it
 end
 
 local function is_deleted(it)
@@ -156,7 +178,8 @@ local function trim(it, appends, bytes, age)
   return trimmed
 end
 
--- How long the keys live from now on. `written`: something was appended just now.
+-- How long the keys live from now on. `written`: something was appended just now. Where that is an age, it is set for an eighth
+-- longer, and then not again for so long.
 local function keep(it, age, linger, written)
   if it.ttl then
     redis.call('PEXPIRE', it.meta, it.ttl)
@@ -167,10 +190,13 @@ local function keep(it, age, linger, written)
     redis.call('PEXPIREAT', it.log, it.till)
     if written then remember(it, age, linger, math.max(it.till - now, 0)) end
   elseif age > 0 then
-    if written then
-      redis.call('PEXPIRE', it.log, age + 1)
-      if not it.made then redis.call('PEXPIRE', it.meta, age + linger) end
-    elseif not it.made and redis.call('PTTL', it.meta) < linger then
+    local spare = math.ceil(age / 8)
+    if written and it.kept + spare <= now then
+      it.kept = now
+      save(it)
+      redis.call('PEXPIRE', it.log, text(age + spare + 1))
+      if not it.made then redis.call('PEXPIRE', it.meta, text(age + spare + linger)) end
+    elseif not written and not it.made and redis.call('PTTL', it.meta) < linger then
       redis.call('PEXPIRE', it.meta, linger)
     end
   end
@@ -179,7 +205,8 @@ end
 -- Adds an append, and says so to whoever has subscribed.
 local function add(it, topic, data, messages, own, closes, inline)
   local before = it.low
-  if it.n == 0 then it.first = now end
+  -- A stream that is made now has no expiry yet.
+  if it.n == 0 then it.first, it.kept = now, 0 end
   it.tail, it.low = it.tail + 1, fingerprint(it.tag, own)
   it.n, it.bytes = it.n + 1, it.bytes + #data
   redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', messages, 't', text(now))

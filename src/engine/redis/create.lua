@@ -23,7 +23,8 @@ if it then
     and it.closed == closed and (redis.call('HGET', meta, 'fork') or '') == fork
   if not same then return { 'conflict' } end
   if not it.made then
-    redis.call('HSET', meta, 'made', '1')
+    it.made = true
+    save_is(it)
     if not it.ttl and not it.till then redis.call('PERSIST', meta) end
   end
   return created(it, false)
@@ -45,14 +46,8 @@ if fork ~= '' then
 end
 
 it = make(meta, media_type, tag, own, true, age, linger)
-if ttl ~= '' then
-  it.ttl = tonumber(ttl)
-  redis.call('HSET', meta, 'ttl', ttl)
-end
-if till ~= '' then
-  it.till = tonumber(till)
-  redis.call('HSET', meta, 'until', till)
-end
+it.ttl, it.till, it.closed = tonumber(ttl), tonumber(till), closed
+save_is(it)
 redis.call('PUBLISH', topic, 'made')
 if source then
   -- The same appends with the same ids, so that an offset of the source up to here is one of the fork.
@@ -80,10 +75,8 @@ if kind ~= '' then
   add(it, topic, data, messages, (own + 1) % 4294967296, closed, inline)
 end
 save(it)
-if closed then
-  it.closed = true
-  redis.call('HSET', meta, 'closed', '1')
-  if kind == '' then redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' ')) end
+if closed and kind == '' then
+  redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' '))
 end
 keep(it, age, linger, it.n > 0)
 return created(it, true)

@@ -4,7 +4,8 @@ local it = load(KEYS[1])
 if not it then return { 'unknown' } end
 if it.buried then return is_deleted(it) end
 if has_forks(it.meta, text(it.tag)) then
-  redis.call('HSET', it.meta, 'buried', '1')
+  it.buried = true
+  save_is(it)
   redis.call('UNLINK', it.log)
 else
   remove(it.meta)
