@@ -1,6 +1,8 @@
 //! What is to be done to a channel, as a future.
 
 use bytes::Bytes;
+use matchit::Router;
+use serde::Serialize;
 use std::{
     fmt,
     future::Future,
@@ -9,9 +11,6 @@ use std::{
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
-
-use matchit::Router;
-use serde::Serialize;
 
 use crate::{
     Error, Offset,
@@ -43,6 +42,8 @@ enum What {
         batch: Result<Option<Batch>, Error>,
         close: bool,
         stamp: Option<Stamp>,
+        /// It may have been made before, by this process.
+        again: bool,
     },
     /// Bytes for a channel whose type is not known before it is asked for.
     Bytes(Bytes),
@@ -56,7 +57,7 @@ impl Change {
     }
 
     pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
-        Self::new(registry, name, What::Append { batch: batch.map(Some), close: false, stamp: None })
+        Self::new(registry, name, What::Append { batch: batch.map(Some), close: false, stamp: None, again: false })
     }
 
     pub(crate) fn bytes(registry: Arc<Registry>, name: Arc<str>, bytes: Bytes) -> Self {
@@ -64,7 +65,7 @@ impl Change {
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self::new(registry, name, What::Append { batch: Ok(None), close: true, stamp: None })
+        Self::new(registry, name, What::Append { batch: Ok(None), close: true, stamp: None, again: false })
     }
 
     pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Creation) -> Self {
@@ -83,10 +84,10 @@ impl Change {
         self
     }
 
-    /// The same, as a producer's message.
-    pub(crate) fn stamped(mut self, by: Stamp) -> Self {
-        if let Some(What::Append { stamp, .. }) = &mut self.what {
-            *stamp = Some(by);
+    /// The same, as a producer's message; `sent` if it was sent before, and what came of that is not known.
+    pub(crate) fn stamped(mut self, by: Stamp, sent: bool) -> Self {
+        if let Some(What::Append { stamp, again, .. }) = &mut self.what {
+            (*stamp, *again) = (Some(by), sent);
         }
         self
     }
@@ -134,12 +135,12 @@ impl Future for Change {
 
 impl What {
     async fn make(self, registry: Arc<Registry>, name: Arc<str>) -> Result<Offset, Error> {
-        let (batch, close, stamp) = match self {
-            Self::Append { batch, close, stamp } => (batch?, close, stamp),
+        let (batch, close, stamp, again) = match self {
+            Self::Append { batch, close, stamp, again } => (batch?, close, stamp, again),
             Self::Bytes(bytes) => {
                 let known = registry.peek_at_it(&name).await?;
                 let json = known.is_none_or(|known| is_json(&known.content_type));
-                (Some(if json { Batch::json(&bytes) } else { Batch::bytes(bytes) }?), false, None)
+                (Some(if json { Batch::json(&bytes) } else { Batch::bytes(bytes) }?), false, None, false)
             }
             Self::Create(creation) => return registry.create_it(&name, &creation).await.map(|created| created.tail),
             Self::Delete => return registry.delete_it(&name).await,
@@ -147,8 +148,12 @@ impl What {
         let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(registry.json()));
         let append = Append { batch, create, close, stamp, ..Append::default() };
         match registry.append_to_it(&name, &append).await? {
-            // Nothing is sent twice in process: somebody else has the same id and epoch.
-            Appended { duplicate: true, accepted: Some((epoch, _)), .. } => Err(Error::Fenced { epoch }),
+            // Nothing else is sent twice in process: somebody has the same id and epoch.
+            Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
+                if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
+            {
+                Err(Error::Fenced { epoch })
+            }
             appended => Ok(appended.tail),
         }
     }

@@ -32,11 +32,13 @@ pub struct Producer {
     id: Arc<str>,
     epoch: u64,
     next: u64,
+    /// The next message was sent before, and what came of that is not known.
+    sent: bool,
 }
 
 impl Producer {
     pub(crate) fn new(channel: Channel, id: &str, epoch: u64) -> Self {
-        Self { channel, id: id.into(), epoch, next: 0 }
+        Self { channel, id: id.into(), epoch, next: 0, sent: false }
     }
 
     /// Appends a value as one JSON message, with the next number. Resolves to the offset just after it.
@@ -48,9 +50,13 @@ impl Producer {
     /// As for [`Channel::publish`]; [`Error::Fenced`] if a later epoch has taken over, [`Error::Gap`] if the channel does not
     /// remember the messages before this one: it was made anew, or too many others have published since.
     ///
+    /// On Redis also [`Error::Unreachable`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
+    /// until this resolves: it is there once. Another value in its place would be taken for it, and be lost if it was made.
+    ///
     /// # Cancel safety
     ///
-    /// Until it is polled nothing has happened. With the logs in memory, a poll does all of it.
+    /// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on its
+    /// way may have been made: as after [`Error::Uncertain`], publish the same value again.
     pub fn publish<T: Serialize + ?Sized>(
         &mut self,
         value: &T,
@@ -61,9 +67,17 @@ impl Producer {
 
     async fn send(&mut self, change: Change) -> Result<Offset, Error> {
         let stamp = Stamp { id: self.id.clone(), epoch: self.epoch, seq: self.next };
-        let tail = change.stamped(stamp).await?;
-        self.next += 1;
-        Ok(tail)
+        // Set for as long as it is on its way, as this may be dropped there.
+        let before = std::mem::replace(&mut self.sent, true);
+        let done = change.stamped(stamp, before).await;
+        match &done {
+            Ok(_) => {
+                self.next += 1;
+                self.sent = false;
+            }
+            Err(error) => self.sent = before || matches!(error, Error::Uncertain),
+        }
+        done
     }
 }
 
@@ -75,5 +89,102 @@ impl fmt::Debug for Producer {
             .field("epoch", &self.epoch)
             .field("next", &self.next)
             .finish()
+    }
+}
+
+#[cfg(all(test, feature = "redis", not(comet_loom)))]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        pin::pin,
+        sync::atomic::{AtomicU8, Ordering::Relaxed},
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+    use crate::{
+        Comet, Retention,
+        engine::{Answer, Append, Appended, Created, Creation, Feed, Found, Place, Remote, Touch},
+        registry::{Limits, Registry},
+    };
+
+    const ANSWERS: u8 = 0;
+    /// It does what it is asked to, and nobody hears of it.
+    const IS_LOST: u8 = 1;
+    const NEVER_ANSWERS: u8 = 2;
+
+    #[derive(Debug)]
+    struct Engine {
+        logs: Registry,
+        how: AtomicU8,
+    }
+
+    impl Remote for Engine {
+        fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
+            let done = self.logs.append(name, append);
+            match self.how.load(Relaxed) {
+                ANSWERS => Box::pin(ready(done)),
+                IS_LOST => Box::pin(ready(Err(Error::Uncertain))),
+                _ => Box::pin(pending()),
+            }
+        }
+
+        fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn poll_lost(&self, _: &mut Context<'_>) -> Poll<()> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn create<'a>(&'a self, _: &'a str, _: &'a Creation) -> Answer<'a, Created> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn delete<'a>(&'a self, _: &'a str) -> Answer<'a, Offset> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn names(&self) -> Answer<'_, Vec<String>> {
+            unimplemented!("only `append` is asked for")
+        }
+
+        fn probe(&self, _: u64) -> Answer<'_, ()> {
+            unimplemented!("only `append` is asked for")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_whose_fate_is_not_known_is_there_once_when_it_is_sent_again() {
+        let logs = Registry::new(Limits::default(), Retention::default());
+        let engine = Arc::new(Engine { logs, how: ANSWERS.into() });
+        let comet = Comet::with(Arc::new(Registry::elsewhere(Limits::default(), Retention::default(), engine.clone())));
+        let appends = || engine.logs.peek("/orders").unwrap().unwrap().history;
+        let mut producer = comet.channel("/orders").producer("till", 1);
+        producer.publish("one").await.unwrap();
+
+        engine.how.store(IS_LOST, Relaxed);
+        for _ in 0..2 {
+            assert!(matches!(producer.publish("two").await, Err(Error::Uncertain)));
+        }
+        engine.how.store(ANSWERS, Relaxed);
+        producer.publish("two").await.expect("it was made, by this one");
+        assert_eq!(appends(), 2);
+
+        engine.how.store(NEVER_ANSWERS, Relaxed);
+        assert!(pin!(producer.publish("three")).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        engine.how.store(ANSWERS, Relaxed);
+        producer.publish("three").await.expect("it was made, by the one that was dropped");
+        assert_eq!(appends(), 3);
+
+        // One that has been told what came of its message takes nobody else's for it.
+        let mut other = comet.channel("/orders").producer("till", 1);
+        assert!(matches!(other.publish("one, of another").await, Err(Error::Fenced { epoch: 1 })));
+        producer.publish("four").await.unwrap();
+        assert_eq!(appends(), 4);
     }
 }
