@@ -27,7 +27,8 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it.
+/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on
+/// its way may have been made or not; a [`Producer`](crate::Producer) can make sure.
 #[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
 pub struct Change {
     registry: Arc<Registry>,
@@ -92,7 +93,8 @@ impl Change {
         self
     }
 
-    /// Blocks the thread until it is done: for code outside a runtime.
+    /// Blocks the thread until it is done: for code outside a runtime. In a task, await it instead: on Redis, this would keep the
+    /// runtime from the connection that it waits for.
     ///
     /// ```
     /// use tower_comet::Comet;
@@ -175,7 +177,8 @@ impl fmt::Debug for Change {
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it.
+/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on
+/// its way has been published to some channels and not to others.
 #[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
 pub struct Broadcast {
     registry: Arc<Registry>,
@@ -191,7 +194,7 @@ impl Broadcast {
         Self { registry, ready: Some(ready), running: None }
     }
 
-    /// Blocks the thread until it is done: for code outside a runtime.
+    /// Blocks the thread until it is done, as [`Change::wait`] does.
     ///
     /// # Errors
     ///

@@ -58,7 +58,19 @@ impl Channel {
     /// [`Encode`](crate::Error::Encode) if the value cannot be JSON, [`TooLarge`](crate::Error::TooLarge) beyond
     /// [`max_append`](crate::CometBuilder::max_append), [`ContentType`](crate::Error::ContentType) if the channel holds
     /// another type, [`Closed`](crate::Error::Closed) if its stream has ended, [`Full`](crate::Error::Full) if there is no
-    /// room, [`Name`](crate::Error::Name) if no channel can have the name.
+    /// room, [`Name`](crate::Error::Name) if no channel can have the name. On Redis also
+    /// [`Unreachable`](crate::Error::Unreachable) and [`Uncertain`](crate::Error::Uncertain), here and wherever something is changed.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let scores = Comet::new().channel("/scores");
+    /// let after = scores.publish(&(3, 1)).wait()?;
+    /// assert_eq!(scores.tail(), after);
+    ///
+    /// drop(scores.publish(&(3, 2)));
+    /// assert_eq!(scores.history(), 1, "nobody has polled it");
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn publish<T: Serialize + ?Sized>(&self, value: &T) -> Change {
         Change::append(self.registry.clone(), self.name.clone(), Batch::value(value))
     }
@@ -104,11 +116,23 @@ impl Channel {
     /// # Errors
     ///
     /// As for [`publish`](Self::publish).
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let job = Comet::new().channel("/jobs/7");
+    /// job.publish("half of it").wait()?;
+    /// job.publish_last("done").wait()?;
+    /// assert_eq!((job.history(), job.is_closed()), (2, true));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn publish_last<T: Serialize + ?Sized>(&self, value: &T) -> Change {
         self.publish(value).and_close()
     }
 
     /// Publishes under a name of its own, so that nothing is there twice: see [`Producer`].
+    ///
+    /// The channel remembers the id. What is also sent over HTTP, or is kept on Redis, has an id of 1 to 255 ASCII characters and an
+    /// epoch of at most 2^53 - 1.
     pub fn producer(&self, id: &str, epoch: u64) -> Producer {
         Producer::new(self.clone(), id, epoch)
     }
@@ -124,6 +148,15 @@ impl Channel {
     /// [`MediaType`](crate::Error::MediaType) if the content type is none; of a fork, [`Unknown`](crate::Error::Unknown)
     /// and [`ForkOffset`](crate::Error::ForkOffset) if the source is not there or not the place in it;
     /// [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let log = Comet::new().channel("/build/42");
+    /// log.create("text/plain").wait()?;
+    /// log.create("text/plain").wait()?;
+    /// assert!(matches!(log.create("text/html").wait(), Err(Error::Conflict)));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn create(&self, how: impl Into<Create>) -> Change {
         Change::create(self.registry.clone(), self.name.clone(), how.into().creation)
     }
@@ -157,12 +190,39 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Unknown`](crate::Error::Unknown) if there is none, [`Name`](crate::Error::Name).
+    /// [`Unknown`](crate::Error::Unknown) if there is none, [`Gone`](crate::Error::Gone) if it was deleted and its forks keep its
+    /// name taken, [`Name`](crate::Error::Name).
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let room = Comet::new().channel("/rooms/42");
+    /// let before = room.publish("hello").await?;
+    /// room.delete().await?;
+    ///
+    /// room.publish("the same room?").await?;
+    /// assert!(matches!(room.subscribe_after(before).recv().await, Err(Error::Gone(_))));
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn delete(&self) -> Change {
         Change::delete(self.registry.clone(), self.name.clone())
     }
 
-    /// Reads along in process, from now on.
+    /// Reads along in process, from now on: from when this is called. On Redis, somebody has to be asked where that is, and it is when
+    /// [`recv`](Subscription::recv) has first found the tail.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let news = Comet::new().channel("/news");
+    /// news.publish("old").await?;
+    /// let mut reader = news.subscribe();
+    /// news.publish("new").await?;
+    /// assert_eq!(reader.recv().await?.expect("a message").json::<String>()?, "new");
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn subscribe(&self) -> Subscription {
         self.subscription(Start::Tail)
@@ -172,12 +232,35 @@ impl Channel {
     /// [`Message`](crate::Message) carried, or a client sent.
     ///
     /// Whether it is still a place to resume from, the first [`recv`](Subscription::recv) says.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let news = Comet::new().channel("/news");
+    /// let first = news.publish("first").await?;
+    /// news.publish("second").await?;
+    /// let mut reader = news.subscribe_after(first);
+    /// assert_eq!(reader.recv().await?.expect("a message").json::<String>()?, "second");
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn subscribe_after(&self, offset: Offset) -> Subscription {
         self.subscription(Start::After(offset))
     }
 
     /// Reads along in process, from the earliest message that is kept.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let news = Comet::new().channel("/news");
+    /// news.publish("first").await?;
+    /// let mut reader = news.subscribe_earliest();
+    /// assert_eq!(reader.recv().await?.expect("a message").json::<String>()?, "first");
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn subscribe_earliest(&self) -> Subscription {
         self.subscription(Start::Earliest)
@@ -188,24 +271,27 @@ impl Channel {
     }
 
     /// The offset just after the last append.
+    ///
+    /// On Redis this asks nobody. It is what this process knows, and it knows the channels that are waited on here: of
+    /// others this says all zeros, which is no place to resume from. What [`publish`](Self::publish) resolves to is.
     #[must_use]
     pub fn tail(&self) -> Offset {
         self.registry.tail(&self.name)
     }
 
-    /// How many wait: parked requests, and subscriptions in `recv`.
+    /// How many wait: parked requests, event streams, and subscriptions in `recv`. On Redis, those of this process.
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.registry.waiters(&self.name)
     }
 
-    /// How many appends are kept.
+    /// How many appends are kept. On Redis, by this process: see [`tail`](Self::tail).
     #[must_use]
     pub fn history(&self) -> usize {
         self.registry.peek(&self.name).ok().flatten().map_or(0, |peek| peek.history)
     }
 
-    /// Whether the stream has ended: see [`close`](Self::close).
+    /// Whether the stream has ended: see [`close`](Self::close). On Redis, as far as this process knows: see [`tail`](Self::tail).
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.registry.peek(&self.name).ok().flatten().is_some_and(|peek| peek.closed)

@@ -68,7 +68,13 @@ impl Subscription {
     /// [`Error::Gone`] if messages that come next are not kept any more, or the channel was deleted. It is told once; after it
     /// the subscription goes on at the earliest message that is kept.
     /// [`Error::ShutDown`] after [`Comet::close`](crate::Comet::close), when it would have to wait.
-    /// [`Error::Name`] if no channel can have the name. The limits on waits are for requests, not for this.
+    /// [`Error::Name`] if no channel can have the name. The limits on waits are for requests, not for this. On Redis also
+    /// [`Error::Unreachable`], and [`Error::Full`] if this process follows as many channels as
+    /// [`max_channels`](crate::CometBuilder::max_channels) says: try again after a while.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its timer, if it has to wait on a channel whose lifetime has a fixed end.
     ///
     /// # Cancel safety
     ///
@@ -141,6 +147,21 @@ impl Subscription {
 }
 
 /// One message of a channel.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// # use tower_comet::{Comet, Error};
+/// let numbers = Comet::new().channel("/numbers");
+/// let end = numbers.append("[20, 22]").await?;
+/// let mut reader = numbers.subscribe_earliest();
+/// let (first, last) = (reader.recv().await?.expect("20"), reader.recv().await?.expect("22"));
+/// assert_eq!((&first.data()[..], last.json::<u8>()?), (&b"20"[..], 22));
+///
+/// // Both are of one append. Who has only the first resumes before it.
+/// assert_eq!((first.offset() < end, last.offset()), (true, end));
+/// # Ok::<(), Error>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     data: Bytes,
