@@ -41,6 +41,11 @@ impl Comet {
         CometBuilder { limits: Limits::default(), retention: Retention::default() }
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn with(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
@@ -108,6 +113,23 @@ impl Comet {
             delivered: usage.delivered(),
             timed_out: usage.timed_out(),
         }
+    }
+
+    /// Whether the engine that keeps the logs can be reached, for a readiness probe. With the logs in memory it always can.
+    ///
+    /// While it cannot, parked requests stay parked, the application's own requests pass through, and what needs the engine is
+    /// answered 503 with a `Retry-After`.
+    ///
+    /// # Errors
+    ///
+    /// For how long it has been out of reach, and why.
+    ///
+    /// ```
+    /// # use tower_comet::Comet;
+    /// assert!(Comet::new().health().is_ok());
+    /// ```
+    pub fn health(&self) -> Result<(), Unhealthy> {
+        self.registry.health()
     }
 
     /// Ends all waits: what is parked is answered at once (204, at its own offset, so that nothing is
@@ -189,30 +211,6 @@ impl Comet {
     /// Cancel safe.
     pub fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
         Drained::new(self.registry.clone())
-    }
-}
-
-impl Comet {
-    #[cfg(feature = "redis")]
-    pub(crate) fn with(registry: Arc<Registry>) -> Self {
-        Self { registry }
-    }
-
-    /// Whether the engine that keeps the logs can be reached, for a readiness probe. With the logs in memory it always can.
-    ///
-    /// While it cannot, parked requests stay parked, the application's own requests pass through, and what needs the engine is
-    /// answered 503 with a `Retry-After`.
-    ///
-    /// # Errors
-    ///
-    /// For how long it has been out of reach, and why.
-    ///
-    /// ```
-    /// # use tower_comet::Comet;
-    /// assert!(Comet::new().health().is_ok());
-    /// ```
-    pub fn health(&self) -> Result<(), Unhealthy> {
-        self.registry.health()
     }
 }
 
