@@ -54,13 +54,34 @@ impl Comet {
     ///
     /// This makes nothing. The channel comes to be with its first append (or
     /// [`create`](Channel::create)); a name that no channel can have is an error of what is done then.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let comet = Comet::new();
+    /// assert_eq!(comet.channel("/events/news").name(), "/events/news");
+    /// assert_eq!(comet.channels().count(), 0, "nothing was made");
+    /// assert!(matches!(comet.channel("").publish("hello").wait(), Err(Error::Name)));
+    /// ```
     pub fn channel(&self, name: impl AsRef<str>) -> Channel {
         Channel::new(self.registry.clone(), name.as_ref())
     }
 
     /// All channels that hold something or are waited on, in no particular order.
     ///
-    /// A walk, not a snapshot: channels that come and go meanwhile may or may not be met.
+    /// A walk, not a snapshot: channels that come and go meanwhile may or may not be met. On Redis, those that this process
+    /// knows: what is waited on here.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let comet = Comet::new();
+    /// for name in ["/rooms/1", "/rooms/2"] {
+    ///     comet.channel(name).publish("hello").wait()?;
+    /// }
+    /// let mut names: Vec<_> = comet.channels().map(|channel| channel.name().to_owned()).collect();
+    /// names.sort();
+    /// assert_eq!(names, ["/rooms/1", "/rooms/2"]);
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn channels(&self) -> impl Iterator<Item = Channel> + use<'_> {
         self.registry.names().map(|name| self.channel(name))
     }
@@ -69,15 +90,16 @@ impl Comet {
     /// how many.
     ///
     /// The pattern is like a route's: `/rooms/{room}` matches `/rooms/42`, `/rooms/{*rest}` matches everything below.
-    /// Channels are those that [`channels`](Self::channels) would meet; those that are closed or hold
-    /// another type than JSON are passed over.
+    /// Channels are those that [`channels`](Self::channels) would meet; on Redis, all that hold a log there, and not those that are only
+    /// waited on. Those that are closed or hold another type than JSON are passed over.
     ///
     /// # Errors
     ///
     /// [`Error::Pattern`](crate::Error::Pattern) if the pattern is malformed,
     /// [`Error::Encode`](crate::Error::Encode) and [`Error::TooLarge`](crate::Error::TooLarge) as in
     /// [`Channel::publish`]: nothing is published then. [`Error::Full`](crate::Error::Full) if some channel had no room;
-    /// the others have the message.
+    /// the others have the message. On Redis [`Error::Unreachable`](crate::Error::Unreachable) and
+    /// [`Error::Uncertain`](crate::Error::Uncertain): some may have it.
     ///
     /// ```
     /// # use tower_comet::Comet;
@@ -95,13 +117,23 @@ impl Comet {
         Broadcast::new(self.registry.clone(), pattern, value)
     }
 
-    /// How many wait on all channels together: parked requests, and [`Subscription`](crate::Subscription)s in `recv`.
+    /// How many wait on all channels together: parked requests, event streams, and [`Subscription`](crate::Subscription)s in
+    /// `recv`. On Redis, those of this process.
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.registry.usage().waits()
     }
 
-    /// What is in use and what has been done, for metrics.
+    /// What is in use and what has been done, by this process, for metrics.
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let comet = Comet::new();
+    /// comet.channel("/news").publish("hello").wait()?;
+    /// let stats = comet.stats();
+    /// assert_eq!((stats.channels, stats.appends, stats.waiters), (1, 1, 0));
+    /// # Ok::<(), Error>(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         let usage = self.registry.usage();
@@ -139,6 +171,21 @@ impl Comet {
     /// carry `Connection: close` on HTTP/1.1, so that a client's next request reaches another node.
     ///
     /// Without it a server that shuts down gracefully waits for every parked request: see [`close_on`](Self::close_on).
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let comet = Comet::new();
+    /// let news = comet.channel("/news");
+    /// let mut reader = news.subscribe();
+    /// comet.close();
+    ///
+    /// news.publish("still taken").await?;
+    /// assert!(reader.recv().await?.is_some(), "and read");
+    /// assert!(matches!(reader.recv().await, Err(Error::ShutDown)), "but nothing waits");
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
     pub fn close(&self) {
         self.registry.close();
     }
@@ -178,11 +225,24 @@ impl Comet {
     /// Ends all waits, a few at a time, evenly over a duration, so that clients do not come back as one
     /// herd; new waits are refused from the start. [`close`](Self::close)s at the end.
     ///
-    /// Needs a tokio runtime with its timer.
-    ///
     /// # Cancel safety
     ///
     /// Dropped on the way, new waits stay refused and those that were not ended yet stay parked.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its timer, when it is polled.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+    /// # use std::time::Duration;
+    /// # use tower_comet::Comet;
+    /// let comet = Comet::new();
+    /// comet.close_over(Duration::from_secs(10)).await;
+    /// comet.drained().await;
+    /// assert!(comet.is_closing() && comet.waiters() == 0);
+    /// # });
+    /// ```
     pub fn close_over(&self, duration: Duration) -> impl Future<Output = ()> + use<> {
         /// Short enough that no step is a herd of its own.
         const STEP: Duration = Duration::from_millis(10);
@@ -229,6 +289,10 @@ impl fmt::Debug for Comet {
 /// Limits for a [`Comet`]: everything that a stranger's request can make grow has one.
 ///
 /// What was acknowledged is never thrown away to stay within them; new appends and waits are refused instead.
+///
+/// All are limits of one process. On Redis, where the logs are not in it, [`max_history`](Self::max_history) and
+/// [`max_channels`](Self::max_channels) are about what it holds of them for those who wait: beyond the first it holds no more than
+/// the last append of each, beyond the second it refuses to wait on yet another channel.
 ///
 /// ```
 /// use tower_comet::{Comet, Error, Limit};
