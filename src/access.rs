@@ -46,7 +46,19 @@ where
 }
 
 /// What a request asks for: an action on a channel, and everything of the request but its body.
-#[derive(Debug)]
+///
+/// ```
+/// use std::future::ready;
+/// use tower_comet::{Access, Action, Denied, Route};
+///
+/// // Anyone may read; writing takes a key.
+/// let hook = |access: Access| {
+///     let key = access.headers().get("x-key").is_some_and(|key| key == "open sesame");
+///     ready(if access.action() == Action::Read || key { Ok(()) } else { Err(Denied::forbidden()) })
+/// };
+/// let route = Route::new().read_by(hook).append_by(hook);
+/// # let _ = route;
+/// ```
 pub struct Access {
     channel: String,
     action: Action,
@@ -92,6 +104,18 @@ impl Access {
     #[must_use]
     pub fn method(&self) -> &Method {
         &self.parts.method
+    }
+}
+
+/// Without the headers and the query: they are where secrets are.
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("channel", &self.channel)
+            .field("action", &self.action)
+            .field("method", &self.parts.method)
+            .field("path", &self.parts.uri.path())
+            .finish_non_exhaustive()
     }
 }
 
@@ -154,6 +178,13 @@ impl From<()> for Grant {
 }
 
 /// What an [`Authorize`] answers to who may not.
+///
+/// ```
+/// use tower_comet::Denied;
+///
+/// assert_eq!(Denied::unauthorized("Bearer").to_string(), "it is not known who asks");
+/// assert_ne!(Denied::forbidden(), Denied::not_found());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denied {
     pub(crate) kind: DeniedKind,
