@@ -1,7 +1,17 @@
 //! Where a channel's log lives: what was appended, which offsets are places to resume from, what is kept.
 //!
-//! Nothing here waits, locks or knows HTTP. The one engine so far keeps its logs in memory ([`Log`]); the
-//! [`registry`](crate::registry) guards each with its channel's lock.
+//! No HTTP in here, and nobody waits. A [`Log`] is in memory, and the [`registry`](crate::registry) guards each with its channel's
+//! lock. A [`Remote`] is asked, and answers in its time.
+//!
+//! | file | |
+//! | --- | --- |
+//! | `log`, `branch`, `replica` | a log in memory; what a fork takes over; what is held of a log that is kept elsewhere |
+//! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
+//! | `offset`, `gone`, `reading` | a place in a log, why it is none, what there is from it on |
+//! | `request` | what any engine is asked to do, and what it says was done |
+//! | `remote` | the engines outside of this process: the one place where they differ |
+//! | `redis` | Redis or Valkey |
+//! | `media_type` | content types: what is one, and which are the same |
 
 mod batch;
 mod branch;
