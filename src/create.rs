@@ -57,7 +57,8 @@ impl Create {
         self
     }
 
-    /// Ends the channel's life when nobody has read, waited on or written it for so long (whole seconds over HTTP).
+    /// Ends the channel's life when nobody has read, waited on or written it for so long. Clients are told it in whole seconds. Of this
+    /// and [`until`](Self::until), the last that is said counts; by default a channel has neither, and stays.
     pub fn idle(mut self, window: Duration) -> Self {
         self.creation.lifetime = Some(Lifetime::Idle(window));
         self
@@ -69,7 +70,8 @@ impl Create {
         self
     }
 
-    /// Begins with this content, of the channel's type.
+    /// Begins with this content, of the channel's type, as if it were [appended](Channel::append). A channel that is there already is
+    /// left as it is.
     pub fn content(mut self, content: impl Into<Bytes>) -> Self {
         self.creation.content = content.into();
         self

@@ -7,6 +7,16 @@ use crate::Gone;
 type Source = Box<dyn error::Error + Send + Sync>;
 
 /// Why a channel did not do what it was asked to. Nothing was changed, save where [`Uncertain`](Self::Uncertain) says so.
+///
+/// ```
+/// use tower_comet::{Comet, Error};
+///
+/// let comet = Comet::builder().max_append(10).build();
+/// match comet.channel("/news").publish("more than ten bytes").wait() {
+///     Err(Error::TooLarge { limit }) => assert_eq!(limit, 10),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -93,7 +103,7 @@ impl fmt::Display for Error {
             Self::Unknown => f.write_str("there is no such channel"),
             Self::Gone(gone) => fmt::Display::fmt(gone, f),
             Self::Full(limit) => fmt::Display::fmt(limit, f),
-            Self::ShutDown => f.write_str("the registry of channels was closed"),
+            Self::ShutDown => f.write_str("nothing waits any more: the channels are shut down"),
             Self::Unreachable => f.write_str("the logs are out of reach; nothing was done"),
             Self::Uncertain => f.write_str("the logs went out of reach; whether it was done is not known"),
         }

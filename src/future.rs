@@ -16,6 +16,10 @@ pin_project! {
     ///
     /// A parked wait holds neither the inner service nor anything of the request. Dropping it, as
     /// hyper does when the client goes, ends the wait and leaves nothing behind.
+    ///
+    /// # Panics
+    ///
+    /// If polled again after it was ready.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]

@@ -83,7 +83,23 @@ impl CometLayer {
     }
 
     /// Where the routes are as the outside sees them, `https://example.com` or `https://example.com/api`: what `Location`
-    /// begins with after a `PUT`. Default: `http` and the host that the request was sent to.
+    /// begins with after a `PUT`. A slash at its end does not count. Default: `http` and the host that the request was sent to.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// use axum::{Router, body::Body, http::Request};
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Comet, CometLayer, Route};
+    ///
+    /// let layer = CometLayer::new(Comet::new())
+    ///     .route("/rooms/{room}", Route::new().create_by_anyone())
+    ///     .public_url("https://example.com/api");
+    /// let request = Request::put("/rooms/42").body(Body::empty())?;
+    /// let response = Router::<()>::new().layer(layer).oneshot(request).await?;
+    /// assert_eq!(response.headers()["location"], "https://example.com/api/rooms/42");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn public_url(mut self, url: &str) -> Self {
         Arc::make_mut(&mut self.routes).set_public_url(url);

@@ -16,6 +16,11 @@ use crate::{Comet, ResponseBody, ResponseFuture, protocol, routes::Routes};
 ///
 /// It asks nothing of the inner service but that it answers requests: not `Clone`, not `Send`, not
 /// `'static`. Its errors are the inner service's own; whatever the layer refuses is a response.
+///
+/// # Panics
+///
+/// Outside of a tokio runtime with its timer, when a request on a route waits or has a body: both have a deadline. What is passed
+/// on needs nothing.
 #[derive(Clone)]
 pub struct CometService<S> {
     inner: S,

@@ -5,6 +5,26 @@ use std::{error::Error, fmt};
 use super::Offset;
 
 /// Why an offset is no place to resume from: something after it cannot be given any more.
+///
+/// ```
+/// use tower_comet::{Comet, Error, Reason, Retention};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let comet = Comet::builder().retention(Retention::default().appends(1)).build();
+/// let news = comet.channel("/news");
+/// let first = news.publish("first").await?;
+/// for text in ["second", "third"] {
+///     news.publish(text).await?;
+/// }
+/// let Err(Error::Gone(gone)) = news.subscribe_after(first).recv().await else { panic!("the second is kept?") };
+/// assert_eq!((gone.reason(), gone.tail()), (Reason::Trimmed, news.tail()));
+///
+/// // What there is can be had from here on.
+/// let third = news.subscribe_after(gone.earliest()).recv().await?;
+/// assert_eq!(third.expect("a message").json::<String>()?, "third");
+/// # Ok::<(), Error>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gone {
     reason: Reason,

@@ -99,6 +99,13 @@ impl fmt::Debug for Offset {
 }
 
 /// The text is not an [`Offset`].
+///
+/// ```
+/// use tower_comet::Offset;
+///
+/// let error = "12".parse::<Offset>().unwrap_err();
+/// assert_eq!(error.to_string(), "an offset is 16 digits, `_` and 16 lower-case hexadecimal digits");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseOffsetError(());
 
