@@ -37,7 +37,6 @@ use crate::{Comet, CometService, Route, routes::Routes};
 /// ```
 #[derive(Clone)]
 pub struct CometLayer {
-    comet: Comet,
     routes: Arc<Routes>,
 }
 
@@ -45,7 +44,7 @@ impl CometLayer {
     /// A layer without routes: everything reaches the inner service.
     #[must_use]
     pub fn new(comet: Comet) -> Self {
-        Self { comet, routes: Arc::new(Routes::default()) }
+        Self { routes: Arc::new(Routes::new(comet)) }
     }
 
     /// Adds a route.
@@ -111,7 +110,7 @@ impl<S> Layer<S> for CometLayer {
     type Service = CometService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CometService::new(inner, self.comet.clone(), self.routes.clone())
+        CometService::new(inner, self.routes.clone())
     }
 }
 

@@ -1,9 +1,13 @@
 //! What one route does.
 
 use http::Method;
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use crate::{Action, Authorize, access::Gate, engine::check_media_type};
+use crate::{
+    Action, Authorize,
+    access::Gate,
+    engine::{MediaType, check_media_type},
+};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -29,7 +33,7 @@ use crate::{Action, Authorize, access::Gate, engine::check_media_type};
 #[must_use = "a route does nothing until a layer has it"]
 pub struct Route {
     pub(crate) strict: bool,
-    pub(crate) content_type: Arc<str>,
+    pub(crate) content_type: MediaType,
     pub(crate) max_wait: Duration,
     pub(crate) max_chunk: usize,
     pub(crate) body_timeout: Duration,

@@ -5,12 +5,15 @@ use matchit::{Match, Router};
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
-    Route, RouteError,
+    Comet, Route, RouteError,
     name::{self, NameError, Template},
+    registry::Registry,
 };
 
-#[derive(Clone, Default)]
+/// And whose channels they lead to: a service is cloned for each request, and this is all that is counted then.
+#[derive(Clone)]
 pub(crate) struct Routes {
+    comet: Comet,
     router: Router<usize>,
     mounted: Vec<Mounted>,
     public_url: Option<String>,
@@ -24,6 +27,14 @@ struct Mounted {
 }
 
 impl Routes {
+    pub(crate) fn new(comet: Comet) -> Self {
+        Self { comet, router: Router::new(), mounted: Vec::new(), public_url: None }
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        self.comet.registry()
+    }
+
     pub(crate) fn insert(&mut self, pattern: &str, route: Route) -> Result<(), RouteError> {
         if !pattern.starts_with('/') {
             return Err(RouteError::new(pattern, "a pattern begins with `/`"));

@@ -10,7 +10,7 @@ use std::{
 };
 use tower::Service;
 
-use crate::{Comet, ResponseBody, ResponseFuture, protocol, routes::Routes};
+use crate::{ResponseBody, ResponseFuture, protocol, routes::Routes};
 
 /// A service behind the routes of a [`CometLayer`](crate::CometLayer).
 ///
@@ -24,13 +24,12 @@ use crate::{Comet, ResponseBody, ResponseFuture, protocol, routes::Routes};
 #[derive(Clone)]
 pub struct CometService<S> {
     inner: S,
-    comet: Comet,
     routes: Arc<Routes>,
 }
 
 impl<S> CometService<S> {
-    pub(crate) fn new(inner: S, comet: Comet, routes: Arc<Routes>) -> Self {
-        Self { inner, comet, routes }
+    pub(crate) fn new(inner: S, routes: Arc<Routes>) -> Self {
+        Self { inner, routes }
     }
 }
 
@@ -52,7 +51,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         match self.routes.find(request.uri().path(), request.method()) {
             None => ResponseFuture::inner(self.inner.call(request)),
-            Some(found) => ResponseFuture::own(protocol::reply(self.comet.registry(), &self.routes, found, request)),
+            Some(found) => ResponseFuture::own(protocol::reply(&self.routes, found, request)),
         }
     }
 }

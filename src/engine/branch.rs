@@ -1,14 +1,12 @@
 //! What a fork takes over from its source: the same appends, not copies, at the same offsets.
 
-use std::sync::Arc;
-
-use super::{Batch, Log, Offset, Start, log::Entry};
+use super::{Batch, Log, MediaType, Offset, Start, log::Entry};
 use crate::Error;
 
 /// What a fork begins with.
 #[derive(Clone)]
 pub(crate) struct Branch {
-    pub(crate) content_type: Arc<str>,
+    pub(crate) content_type: MediaType,
     floor: Offset,
     entries: Vec<Entry>,
     /// The beginning of an append, which is an append of the fork's own.

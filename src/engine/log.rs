@@ -1,9 +1,11 @@
 //! A log in memory: the history of one channel.
 
 use bytes::Bytes;
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt};
 
-use super::{Batch, Gone, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces, replica};
+use super::{
+    Batch, Gone, MediaType, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces, replica,
+};
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
 const ENTRY_COST: usize = 64;
@@ -12,7 +14,7 @@ const ENTRY_COST: usize = 64;
 pub(crate) struct Log {
     /// Tells this log from every other, also from an earlier one of the same name.
     pub(super) id: u64,
-    pub(super) content_type: Arc<str>,
+    pub(super) content_type: MediaType,
     pub(super) json: bool,
     /// The place that stood for "before anything" while this channel was unknown.
     origin: Offset,
@@ -40,7 +42,7 @@ pub(super) struct Entry {
 }
 
 impl Log {
-    pub(crate) fn new(content_type: Arc<str>, origin: Offset, now: u64) -> Self {
+    pub(crate) fn new(content_type: MediaType, origin: Offset, now: u64) -> Self {
         let id = fastrand::u64(1..);
         Self {
             id,
@@ -61,7 +63,7 @@ impl Log {
         self.id
     }
 
-    pub(crate) fn content_type(&self) -> &Arc<str> {
+    pub(crate) fn content_type(&self) -> &MediaType {
         &self.content_type
     }
 

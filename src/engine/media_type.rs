@@ -1,6 +1,55 @@
 //! Content types: what is one, and which are the same.
 
+use std::{fmt, ops::Deref, sync::Arc};
+
 use crate::Error;
+
+/// A content type. Every answer has one, and nearly all have the same: that one is not counted by all threads at once.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) enum MediaType {
+    #[default]
+    Json,
+    Other(Arc<str>),
+}
+
+impl MediaType {
+    const JSON: &str = "application/json";
+}
+
+impl Deref for MediaType {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Json => Self::JSON,
+            Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<&str> for MediaType {
+    fn from(text: &str) -> Self {
+        if text == Self::JSON { Self::Json } else { Self::Other(text.into()) }
+    }
+}
+
+impl From<String> for MediaType {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
+
+impl fmt::Debug for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
 
 /// The longest content type: a channel keeps it.
 const LEN: usize = 255;
@@ -13,7 +62,7 @@ pub(crate) fn check_media_type(text: &str) -> Result<(), Error> {
 
 /// Whether a media type is `application/json`, whatever its case and parameters.
 pub(crate) fn is_json(content_type: &str) -> bool {
-    same_type(content_type, "application/json")
+    same_type(content_type, MediaType::JSON)
 }
 
 /// Whether two media types are the same; case and parameters such as `charset` do not count.

@@ -1,9 +1,9 @@
 //! What a read asks for, and what it found.
 
 use bytes::{Bytes, BytesMut};
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use super::Offset;
+use super::{MediaType, Offset};
 
 /// Where a read starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) enum Start {
 #[derive(Debug)]
 pub(crate) struct Reading {
     /// `None` for a channel that nobody has made; its type is whatever the reader takes it for.
-    pub(crate) content_type: Option<Arc<str>>,
+    pub(crate) content_type: Option<MediaType>,
     pub(crate) json: bool,
     /// The log's id; 0 for a channel that nobody has made.
     pub(crate) log: u64,

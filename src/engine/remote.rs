@@ -9,12 +9,11 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use super::{Append, Appended, Created, Creation, Lifetime, Log, Offset, Reading, Start};
+use super::{Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, Start};
 use crate::Error;
 
 /// What an engine answers, in its time.
@@ -112,7 +111,7 @@ impl Found {
 /// A part of a log, and what the channel is.
 #[derive(Debug)]
 pub(crate) struct Page {
-    pub(crate) content_type: Arc<str>,
+    pub(crate) content_type: MediaType,
     /// What the fingerprints of one log have in common: their upper half.
     pub(crate) log: u64,
     pub(crate) closed: bool,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Batch, Offset, Stamp, Start};
+use super::{Batch, MediaType, Offset, Stamp, Start};
 
 /// What is to be appended, and on which terms.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(crate) struct Append<'a> {
     /// The type that the sender says the content has. In process nothing is said: the channel's is meant.
     pub(crate) content_type: Option<&'a str>,
     /// The type to make an unknown channel with. Without it, unknown is an error.
-    pub(crate) create: Option<&'a Arc<str>>,
+    pub(crate) create: Option<&'a MediaType>,
     /// End the stream with this.
     pub(crate) close: bool,
     /// `Stream-Seq`.
@@ -41,7 +41,7 @@ pub(crate) struct Appended {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Creation {
     /// A fork may leave it to its source.
-    pub(crate) content_type: Option<Arc<str>>,
+    pub(crate) content_type: Option<MediaType>,
     /// A fork may leave it to its source.
     pub(crate) lifetime: Option<Lifetime>,
     pub(crate) closed: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Fork {
 pub(crate) struct Created {
     pub(crate) tail: Offset,
     pub(crate) closed: bool,
-    pub(crate) content_type: Arc<str>,
+    pub(crate) content_type: MediaType,
     /// It was not there before.
     pub(crate) fresh: bool,
 }

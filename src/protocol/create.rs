@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts, uri::Authority};
 use http_body::Body;
-use std::{error::Error as StdError, sync::Arc};
+use std::error::Error as StdError;
 
 use super::{
     Answer, Target, answer, append, headers, lifetime,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Action, Error, Offset, Outcome,
-    engine::{Start, same_type},
+    engine::{MediaType, Start, same_type},
     registry::{Created, Creation, Fork, Lifetime},
 };
 
@@ -117,7 +117,7 @@ async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<Str
 
 async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
     let default = &target.route.content_type;
-    let content_type = asked.content_type.map(Arc::from).or_else(|| source.is_none().then(|| default.clone()));
+    let content_type = asked.content_type.map(MediaType::from).or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
         let detail = format!("channels of this route hold {default}, not {content_type}");
         return Err(Problem::new(StatusCode::CONFLICT, "content-type", detail));

@@ -35,7 +35,7 @@ use http::{Method, Request, Version, header};
 use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
-use crate::{Action, Route, name::NameError, registry::Registry, routes::Routes};
+use crate::{Action, Route, name::NameError, routes::Routes};
 use answer::Answer;
 pub(crate) use payload::Payload;
 use problem::Problem;
@@ -44,7 +44,6 @@ use target::{Held, Target};
 
 /// Answers a request on a route.
 pub(crate) fn reply<B>(
-    registry: &Arc<Registry>,
     routes: &Arc<Routes>,
     (route, name): (&Arc<Route>, Result<String, NameError>),
     request: Request<B>,
@@ -54,7 +53,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let (registry, routes, route) = (Held::Lent(registry), Held::Lent(routes), Held::Lent(route));
+    let (registry, routes, route) = (Held::Lent(routes.registry()), Held::Lent(routes), Held::Lent(route));
     let http1 = request.version() <= Version::HTTP_11;
     let head = request.method() == Method::HEAD;
     let mut target = Target { registry, routes, route, name: String::new(), http1, head };

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Batch, Branch, Log, Offset, Start, check_media_type, same_type},
+    engine::{Batch, Branch, Log, MediaType, Offset, Start, check_media_type, same_type},
 };
 
 impl Registry {
@@ -110,7 +110,7 @@ impl Registry {
 }
 
 /// The type that a new channel has.
-fn content_type(creation: &Creation, source: Option<&Source<'_>>) -> Result<Arc<str>, Error> {
+fn content_type(creation: &Creation, source: Option<&Source<'_>>) -> Result<MediaType, Error> {
     match (&creation.content_type, source.map(|source| &source.branch.content_type)) {
         (Some(said), Some(holds)) if !same_type(said, holds) => Err(Error::ContentType { holds: holds.to_string() }),
         (_, Some(inherited)) => Ok(inherited.clone()),

@@ -52,7 +52,7 @@ use tokio::time::Instant;
 
 use crate::{
     Error,
-    engine::{Remote, Retention},
+    engine::{MediaType, Remote, Retention},
     faults::Faults,
 };
 use closing::Closing;
@@ -90,7 +90,7 @@ pub(crate) struct Registry {
     faults: Faults,
     began: Instant,
     /// The type of a channel that nobody gave another.
-    json: Arc<str>,
+    json: MediaType,
 }
 
 impl Registry {
@@ -109,7 +109,7 @@ impl Registry {
             health: Health::well(),
             faults: Faults::default(),
             began: Instant::now(),
-            json: "application/json".into(),
+            json: MediaType::Json,
         }
     }
 
@@ -124,7 +124,7 @@ impl Registry {
     }
 
     /// The type of a channel that nobody gave another.
-    pub(crate) fn json(&self) -> &Arc<str> {
+    pub(crate) fn json(&self) -> &MediaType {
         &self.json
     }
 

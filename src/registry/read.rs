@@ -7,7 +7,7 @@ use super::{
     entry::{Entry, State},
     origin::Bucket,
 };
-use crate::engine::{Gone, Offset, Reading, Reason, Start};
+use crate::engine::{Gone, MediaType, Offset, Reading, Reason, Start};
 
 impl Registry {
     /// What a channel holds from `start`, at most `limit` bytes of messages, cut between appends.
@@ -98,7 +98,7 @@ fn look_at_nothing(origin: Offset, start: Start) -> Result<Reading, Gone> {
 /// What a channel is.
 #[derive(Debug)]
 pub(crate) struct Peek {
-    pub(crate) content_type: Arc<str>,
+    pub(crate) content_type: MediaType,
     pub(crate) tail: Offset,
     pub(crate) closed: bool,
     pub(crate) history: usize,

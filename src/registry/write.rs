@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Admission, Batch, Log, Reason, Stamp, Writers, same_type},
+    engine::{Admission, Batch, Log, MediaType, Reason, Stamp, Writers, same_type},
 };
 
 impl Registry {
@@ -119,7 +119,7 @@ impl Registry {
         &self,
         entry: &Arc<Entry>,
         state: &'a mut State,
-        create: Option<&Arc<str>>,
+        create: Option<&MediaType>,
         now: u64,
     ) -> Result<&'a mut Kept, Error> {
         if self.living(state, now).is_none() {

@@ -2,17 +2,14 @@
 
 use bytes::Bytes;
 use redis::{FromRedisValue, Script, ScriptInvocation, Value};
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Redis;
 use crate::{
     Error, Gone, Offset,
     engine::{
-        Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, Page, PageEntry, Place, Reason, Start,
-        Touch, is_json,
+        Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, MediaType, Page, PageEntry, Place, Reason,
+        Start, Touch, is_json,
     },
     faults::Rule,
 };
@@ -192,7 +189,7 @@ impl Redis {
             }
         }
         let reason = said.text()?;
-        let content_type: Arc<str> = said.text()?.into();
+        let content_type: MediaType = said.text()?.into();
         let log = said.number()? << 32;
         let closed = said.flag()?;
         let (tail, floor) = (said.offset()?, said.offset()?);
@@ -273,7 +270,7 @@ impl Redis {
 /// What a fork is to begin with.
 #[derive(Default)]
 struct Source {
-    content_type: Arc<str>,
+    content_type: MediaType,
     /// Nowhere, if there is no source any more.
     at: Option<Place>,
     /// The beginning of the append that follows, and the place after that.
