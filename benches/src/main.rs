@@ -98,15 +98,16 @@ fn jobs(plan: &Plan) -> Vec<Job> {
         let subjects = floors(builder, jemalloc).to_vec();
         add("memory", title, subjects, Box::new(move |subject| rows::memory(subject, waiters)));
     }
-    for jemalloc in [false, true] {
-        let title = format!("{waiters} on HTTP/2{}", if jemalloc { ", jemalloc" } else { "" });
-        let subjects = floors("http2", jemalloc).to_vec();
+    for (builder, jemalloc) in [("http2", false), ("http2", true), ("closure", true)] {
+        let how = if builder == "closure" { ", without an adapter" } else { "" };
+        let title = format!("{waiters} on HTTP/2{}{how}", if jemalloc { ", jemalloc" } else { "" });
+        let subjects = floors(builder, jemalloc).to_vec();
         add("http2", title, subjects, Box::new(move |subject| many(subject, waiters / 1_000, 1_000, 8)));
     }
-    let (million, subjects) = (plan.million, floors("http2", true)[1..].to_vec());
+    let (million, subjects) = (plan.million, floors("closure", true)[1..].to_vec());
     add(
         "million",
-        "a million on HTTP/2, jemalloc".to_owned(),
+        "a million on HTTP/2, jemalloc, without an adapter".to_owned(),
         subjects,
         Box::new(move |subject| many(subject, million, 1_000, 1)),
     );
