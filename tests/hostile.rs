@@ -165,3 +165,44 @@ proptest! {
         })?;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_time_of_the_year_9999_that_is_of_the_year_10000_elsewhere_is_described_or_refused() {
+    let layer = CometLayer::new(Comet::new()).route("/s/{*path}", open_to_all());
+    for (at, made, shown) in [
+        ("9999-12-31T23:59:59Z", 201, 200),
+        ("9999-12-31T23:59:59-00:01", 400, 404),
+        ("9999-12-31T23:59:59-23:59", 400, 404),
+        // Over, but not before the clock has moved.
+        ("0000-01-01T00:00:00+23:59", 201, 200),
+    ] {
+        let put = send(&layer, ask("PUT /s/a", &[("stream-expires-at", at)], "")).await;
+        assert_eq!(put.status, made, "{at}: {put:?}");
+        let head = send(&layer, ask("HEAD /s/a", &[], "")).await;
+        assert_eq!(head.status, shown, "{at}: {head:?}");
+        send(&layer, ask("DELETE /s/a", &[], "")).await;
+    }
+}
+
+/// Each fork holds its source. A long line of them, let go from its end, is not let go one within the other.
+#[tokio::test(start_paused = true)]
+async fn a_long_line_of_forks_of_forks_overflows_no_stack_when_all_is_over() {
+    const LINE: usize = 60_000;
+    for delete in [false, true] {
+        let comet = Comet::builder().retention(Retention::unbounded()).build();
+        let layer = CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all());
+        assert_eq!(send(&layer, ask("PUT /s/0", &[], "")).await.status, 201);
+        for n in 1..LINE {
+            let made =
+                send(&layer, ask(&format!("PUT /s/{n}"), &[("stream-forked-from", &format!("/s/{}", n - 1))], ""));
+            assert_eq!(made.await.status, 201);
+        }
+        if delete {
+            for n in 0..LINE {
+                assert_eq!(send(&layer, ask(&format!("DELETE /s/{n}"), &[], "")).await.status, 204);
+            }
+            assert_eq!(comet.stats().channels, 0);
+        }
+        drop((comet, layer));
+    }
+}

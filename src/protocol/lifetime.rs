@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue};
 use std::time::{Duration, SystemTime};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use super::{headers, problem::Problem};
 use crate::registry::Lifetime;
@@ -30,7 +30,9 @@ fn parse_ttl(value: &HeaderValue) -> Option<Lifetime> {
 
 fn parse_time(value: &HeaderValue) -> Option<Lifetime> {
     let time = OffsetDateTime::parse(value.to_str().ok()?, &Rfc3339).ok()?;
-    Some(Lifetime::Until(SystemTime::from(time)))
+    // The last hours of the year 9999 are in the year 10000 elsewhere, which RFC 3339 has no words for.
+    let utc = time.checked_to_offset(UtcOffset::UTC)?;
+    Some(Lifetime::Until(SystemTime::from(utc)))
 }
 
 /// What a `HEAD` answers of it.
@@ -41,11 +43,20 @@ pub(super) fn describe(map: &mut HeaderMap, lifetime: Lifetime) {
             map.insert(headers::TTL, headers::ascii(window.as_secs()));
         }
         Lifetime::Until(end) => {
-            if let Ok(text) = OffsetDateTime::from(end).format(&Rfc3339) {
+            if let Some(text) = rfc_3339(end) {
                 map.insert(headers::EXPIRES_AT, headers::ascii(text));
             }
         }
     }
+}
+
+/// `None` for a time that RFC 3339 has no words for, which an application may have meant for "never".
+fn rfc_3339(time: SystemTime) -> Option<String> {
+    let utc = match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => OffsetDateTime::UNIX_EPOCH.checked_add(since.try_into().ok()?),
+        Err(before) => OffsetDateTime::UNIX_EPOCH.checked_sub(before.duration().try_into().ok()?),
+    };
+    utc?.format(&Rfc3339).ok()
 }
 
 #[cfg(test)]
@@ -74,8 +85,28 @@ mod tests {
         let utc = parsed("stream-expires-at", "2030-01-01T12:00:00Z");
         assert!(utc.is_some());
         assert_eq!(utc, parsed("stream-expires-at", "2030-01-01T14:00:00+02:00"));
-        for text in ["", "tomorrow", "2030-01-01", "2030-13-01T00:00:00Z", "1893456000"] {
+        assert_eq!(
+            parsed("stream-expires-at", "9999-12-31T23:59:59Z"),
+            parsed("stream-expires-at", "9999-12-31T22:59:59-01:00")
+        );
+        for text in ["", "tomorrow", "9999-12-31T23:59:59-00:01", "2030-01-01", "2030-13-01T00:00:00Z", "1893456000"] {
             assert_eq!(parsed("stream-expires-at", text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_time_an_application_means_it_is_described_or_left_out() {
+        for (end, shown) in [
+            (SystemTime::UNIX_EPOCH, Some("1970-01-01T00:00:00Z")),
+            (SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799), Some("9999-12-31T23:59:59Z")),
+            (SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800), None),
+            (SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX as u64), None),
+            (SystemTime::UNIX_EPOCH - Duration::from_secs(1), Some("1969-12-31T23:59:59Z")),
+            (SystemTime::UNIX_EPOCH - Duration::from_secs(1 << 50), None),
+        ] {
+            let mut map = HeaderMap::new();
+            describe(&mut map, Lifetime::Until(end));
+            assert_eq!(map.get(headers::EXPIRES_AT).map(|at| at.to_str().expect("ASCII")), shown, "{end:?}");
         }
     }
 

@@ -86,6 +86,17 @@ impl Map {
     }
 }
 
+impl Drop for Map {
+    /// A fork holds its source: a long line of forks of forks would be dropped one within the other, and overflow the stack.
+    /// So what they hold is let go first, while all of them are still in here.
+    fn drop(&mut self) {
+        for entry in self.entries() {
+            let log = entry.lock().log.take();
+            drop(log);
+        }
+    }
+}
+
 /// An entry that is looked up by its name.
 struct Named(Arc<Entry>);
 
