@@ -140,16 +140,18 @@ impl What {
         let (batch, close, stamp, again) = match self {
             Self::Append { batch, close, stamp, again } => (batch?, close, stamp, again),
             Self::Bytes(bytes) => {
-                let known = registry.peek_at_it(&name).await?;
+                let known = registry.peek_anywhere(&name).await?;
                 let json = known.is_none_or(|known| is_json(&known.content_type));
                 (Some(if json { Batch::json(&bytes) } else { Batch::bytes(bytes) }?), false, None, false)
             }
-            Self::Create(creation) => return registry.create_it(&name, &creation).await.map(|created| created.tail),
-            Self::Delete => return registry.delete_it(&name).await,
+            Self::Create(creation) => {
+                return registry.create_anywhere(&name, &creation).await.map(|created| created.tail);
+            }
+            Self::Delete => return registry.delete_anywhere(&name).await,
         };
         let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(registry.json()));
         let append = Append { batch, create, close, stamp, ..Append::default() };
-        match registry.append_to_it(&name, &append).await? {
+        match registry.append_anywhere(&name, &append).await? {
             // Nothing else is sent twice in process: somebody has the same id and epoch.
             Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
                 if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
@@ -224,10 +226,10 @@ impl Future for Broadcast {
 async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), Error>) -> Result<usize, Error> {
     let (pattern, batch) = ready?;
     let (mut reached, mut full) = (0, None);
-    for name in registry.all_names().await?.iter().filter(|name| pattern.at(name).is_ok()) {
+    for name in registry.names_anywhere().await?.iter().filter(|name| pattern.at(name).is_ok()) {
         let create = Some(registry.json());
         let append = Append { batch: Some(&batch), create, ..Append::default() };
-        match registry.append_to_it(name, &append).await {
+        match registry.append_anywhere(name, &append).await {
             Ok(_) => reached += 1,
             // Not meant, or too late.
             Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}

@@ -105,6 +105,7 @@ mod tests {
     use crate::{
         Comet, Retention,
         engine::{Answer, Append, Appended, Created, Creation, Feed, Found, Place, Remote, Touch},
+        faults::Faults,
         registry::{Limits, Registry},
     };
 
@@ -162,7 +163,12 @@ mod tests {
     async fn a_message_whose_fate_is_not_known_is_there_once_when_it_is_sent_again() {
         let logs = Registry::new(Limits::default(), Retention::default());
         let engine = Arc::new(Engine { logs, how: ANSWERS.into() });
-        let comet = Comet::with(Arc::new(Registry::elsewhere(Limits::default(), Retention::default(), engine.clone())));
+        let comet = Comet::with(Arc::new(Registry::elsewhere(
+            Limits::default(),
+            Retention::default(),
+            engine.clone(),
+            Faults::default(),
+        )));
         let appends = || engine.logs.peek("/orders").unwrap().unwrap().history;
         let mut producer = comet.channel("/orders").producer("till", 1);
         producer.publish("one").await.unwrap();

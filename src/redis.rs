@@ -1,6 +1,6 @@
 //! Channels whose logs are on Redis.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
     Comet, RedisError, Retention,
@@ -21,7 +21,8 @@ use crate::{
 ///   [`Error::Uncertain`](crate::Error::Uncertain): it may have been made.
 /// * What is counted and walked ([`Comet::waiters`], [`Comet::channels`], [`Channel::tail`](crate::Channel::tail) and its like) is
 ///   what this process knows.
-/// * The limits on channels and history are Redis's: see its `maxmemory`, with the policy `noeviction`.
+/// * The limits on channels and history are of what this process follows and holds; what Redis holds is bounded by its `maxmemory`, with the
+///   policy `noeviction`.
 /// * How to run Redis, and what is promised when it fails: see [`on_redis`](crate::on_redis).
 ///
 /// ```no_run
@@ -33,7 +34,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "this connects nothing until `connect`"]
 pub struct RedisBuilder {
     limits: Limits,
@@ -97,5 +98,16 @@ impl RedisBuilder {
         }
         tokio::spawn(tend(Arc::downgrade(&registry), remote, first));
         Ok(Comet::with(registry))
+    }
+}
+
+/// Without the URL: there is a password in it.
+impl fmt::Debug for RedisBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBuilder")
+            .field("prefix", &self.prefix)
+            .field("limits", &self.limits)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
     }
 }

@@ -107,7 +107,7 @@ impl Subscription {
     async fn next_append(&mut self) -> Result<Option<Reading>, Error> {
         // The least that a read gives is one append.
         const ONE: usize = 0;
-        let reading = self.registry.read_on(&self.name, self.place, ONE).await?;
+        let reading = self.registry.read_and_follow(&self.name, self.place, ONE).await?;
         if !reading.is_empty() || reading.closed {
             return Ok(Some(reading));
         }

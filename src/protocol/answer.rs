@@ -89,8 +89,9 @@ fn cacheable(map: &mut HeaderMap, route: &Route, reading: &Reading) {
     if let Some(max_age) = route.max_age.filter(|_| !reading.is_empty()) {
         // RFC 9111, section 5.2.2.7: what was shown to one reader is kept by that reader alone.
         let whose = if matches!(route.read, Gate::Open) { "public" } else { "private" };
-        let control = format_args!("{whose}, max-age={}, stale-while-revalidate=300", max_age.as_secs());
-        map.insert(header::CACHE_CONTROL, headers::ascii(control));
+        let seconds = max_age.as_secs();
+        let control = headers::ascii(format_args!("{whose}, max-age={seconds}, stale-while-revalidate=300"));
+        map.insert(header::CACHE_CONTROL, control);
     }
 }
 

@@ -82,10 +82,10 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
         seq: asked.seq.as_deref(),
         stamp: asked.stamp.as_ref(),
     };
-    match registry.append_to_it(name, &append).await {
+    match registry.append_anywhere(name, &append).await {
         Ok(done) => Ok(appended(&done, batch.is_some())),
         Err(Error::Closed) => {
-            let end = registry.peek_at_it(name).await?.map(|channel| channel.tail);
+            let end = registry.peek_anywhere(name).await?.map(|channel| channel.tail);
             Err(Problem::closed(end.unwrap_or_else(|| registry.origin(name))))
         }
         Err(error) => Err(error.into()),
@@ -109,7 +109,7 @@ async fn batch(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Batch
             return Ok(batch);
         }
     }
-    let channel = target.registry.peek_at_it(&target.name).await?;
+    let channel = target.registry.peek_anywhere(&target.name).await?;
     // Nothing is said of the content to a stream that has ended: the registry says that.
     if channel.as_ref().is_some_and(|channel| channel.closed) {
         return Ok(Batch::bytes(bytes)?);

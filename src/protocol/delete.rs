@@ -6,6 +6,6 @@ use super::{Answer, Target, answer, problem::Problem};
 use crate::Outcome;
 
 pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
-    target.registry.delete_it(&target.name).await?;
+    target.registry.delete_anywhere(&target.name).await?;
     Ok(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted))
 }

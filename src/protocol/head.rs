@@ -3,10 +3,10 @@
 use http::StatusCode;
 
 use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
-use crate::Outcome;
+use crate::{Outcome, engine::Start};
 
 pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
-    let channel = target.registry.peek_at_it(&target.name).await?;
+    let channel = target.registry.peek_anywhere(&target.name).await?;
     let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
     let map = answer.headers_mut();
     match channel {
@@ -21,7 +21,8 @@ pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
         None if target.route.strict => return Err(Problem::not_found()),
         None => {
             answer::of_type(map, &target.route.content_type);
-            map.insert(headers::NEXT_OFFSET, headers::offset(target.registry.tail(&target.name)));
+            let nothing = target.registry.read_anywhere(&target.name, Start::Tail, 0).await?;
+            map.insert(headers::NEXT_OFFSET, headers::offset(nothing.next));
         }
     }
     Ok(answer)

@@ -59,7 +59,7 @@ where
     let mut target = Target { registry, routes, route, name: String::new(), http1, head };
     match name {
         Ok(name) if target.registry.check_name(&name).is_ok() => target.name = name,
-        Ok(_) => return target.reply(Err(Problem::bad_name("it is too long"))),
+        Ok(_) => return target.reply(Err(Problem::bad_name("it is empty or too long"))),
         Err(error) => return target.reply(Err(Problem::bad_name(error.as_str()))),
     }
     if target.route.strict && target.routes.is_reserved(request.uri().path()) {

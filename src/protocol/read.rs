@@ -23,8 +23,8 @@ pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>)
     Reply::Later(Box::pin(async move {
         let (name, limit) = (&target.name, target.route.max_chunk);
         let read = match asked.live {
-            None => target.registry.read_it(name, asked.start, limit).await,
-            Some(_) => target.registry.read_on(name, asked.start, limit).await,
+            None => target.registry.read_anywhere(name, asked.start, limit).await,
+            Some(_) => target.registry.read_and_follow(name, asked.start, limit).await,
         };
         go_on(&target, &asked, read, seen.as_ref())
     }))

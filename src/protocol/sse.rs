@@ -237,7 +237,8 @@ mod tests {
             prop_assert_eq!(events.len(), 1);
             let mut seen = events[0].split('\n');
             prop_assert_eq!(seen.next(), Some("event: data"));
-            prop_assert_eq!(seen.next(), Some(&*format!("id:{}", Offset::ZERO)));
+            let id = format!("id:{}", Offset::ZERO);
+            prop_assert_eq!(seen.next(), Some(&*id));
             let data: Vec<_> = seen
                 .map(|line| line.strip_prefix("data:").expect("a data line"))
                 .map(|line| line.strip_prefix(' ').unwrap_or(line))

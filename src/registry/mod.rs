@@ -10,9 +10,10 @@
 //! | `entry` | one channel: its log and its waiters, behind one lock |
 //! | `waiters` | the list of wakers |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
-//! | `closing` | ending all waits, at once or spread over time |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
+//! | `closing` | ending all waits, at once or spread over time |
 //! | `follow`, `tend`, `health` | what is held here of logs that are kept elsewhere |
+//! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `origin` | what stands for the tail of a channel that nobody has made |
 //! | `limits` | what may grow, and how far |

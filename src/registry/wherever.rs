@@ -9,21 +9,21 @@ use crate::{
 
 impl Registry {
     /// [`append`](Self::append), wherever the log is.
-    pub(crate) async fn append_to_it(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+    pub(crate) async fn append_anywhere(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
         let Some(remote) = self.remote() else { return self.append(name, append) };
         self.check_name(name)?;
         if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
         let appended = remote.append(name, append).await?;
-        if !appended.duplicate {
+        if append.batch.is_some() && !appended.duplicate {
             self.usage.count_append();
         }
         Ok(appended)
     }
 
     /// [`create`](Self::create), wherever the log is.
-    pub(crate) async fn create_it(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+    pub(crate) async fn create_anywhere(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
         let Some(remote) = self.remote() else { return self.create(name, creation) };
         self.check_name(name)?;
         if let Some(content_type) = &creation.content_type {
@@ -32,18 +32,22 @@ impl Registry {
         if creation.content.len() > self.limits.append {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
-        remote.create(name, creation).await
+        let created = remote.create(name, creation).await?;
+        if created.fresh && created.tail.position() > 0 && creation.fork.is_none() {
+            self.usage.count_append();
+        }
+        Ok(created)
     }
 
     /// [`delete`](Self::delete), wherever the log is.
-    pub(crate) async fn delete_it(&self, name: &str) -> Result<Offset, Error> {
+    pub(crate) async fn delete_anywhere(&self, name: &str) -> Result<Offset, Error> {
         let Some(remote) = self.remote() else { return self.delete(name) };
         self.check_name(name)?;
         remote.delete(name).await
     }
 
     /// [`peek`](Self::peek), wherever the log is.
-    pub(crate) async fn peek_at_it(&self, name: &str) -> Result<Option<Peek>, Error> {
+    pub(crate) async fn peek_anywhere(&self, name: &str) -> Result<Option<Peek>, Error> {
         let Some(remote) = self.remote() else { return self.peek(name).map_err(Error::Gone) };
         match remote.read(name, Place::From(Start::Tail), 0, Touch::No).await? {
             Found::Nothing(_) => Ok(None),
@@ -54,7 +58,7 @@ impl Registry {
     }
 
     /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
-    pub(crate) async fn read_it(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
+    pub(crate) async fn read_anywhere(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
         let Some(remote) = self.remote() else { return self.read(name, start, limit).map_err(Error::Gone) };
         match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
             Found::Page(page) => Ok(self.reading(page)),
@@ -63,7 +67,7 @@ impl Registry {
     }
 
     /// The same, for who will wait if there is nothing: the channel is followed then, and what is held of it here is enough.
-    pub(crate) async fn read_on(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
+    pub(crate) async fn read_and_follow(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
         if self.remote().is_none() {
             return self.read(name, start, limit).map_err(Error::Gone);
         }
@@ -78,7 +82,7 @@ impl Registry {
             _ => {}
         }
         let entry = followed?;
-        let reading = self.read_it(name, start, limit).await?;
+        let reading = self.read_anywhere(name, start, limit).await?;
         if reading.up_to_date {
             // A client that was elsewhere before is ahead of what was heard here.
             let mut state = entry.lock();
@@ -98,7 +102,7 @@ impl Registry {
     }
 
     /// The names of all channels, wherever their logs are.
-    pub(crate) async fn all_names(&self) -> Result<Vec<String>, Error> {
+    pub(crate) async fn names_anywhere(&self) -> Result<Vec<String>, Error> {
         match self.remote() {
             None => Ok(self.names().collect()),
             Some(remote) => remote.names().await,

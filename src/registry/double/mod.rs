@@ -56,7 +56,7 @@ impl Node {
 
     /// Reads as a client does that is about to wait: the numbers, and where it is then.
     async fn read(&self, from: Start) -> (Vec<u64>, Offset) {
-        let reading = self.registry.read_on(NAME, from, ALL).await.expect("it is there");
+        let reading = self.registry.read_and_follow(NAME, from, ALL).await.expect("it is there");
         let next = reading.next;
         (numbers(reading), next)
     }

@@ -54,7 +54,7 @@ struct Client {
 impl Client {
     async fn poll(&mut self, node: &Node) -> &'static str {
         if self.wait.is_none() {
-            let read = timeout(Duration::ZERO, node.registry.read_on(NAME, self.place, ALL)).await;
+            let read = timeout(Duration::ZERO, node.registry.read_and_follow(NAME, self.place, ALL)).await;
             match read {
                 Ok(Ok(reading)) if reading.is_empty() => {
                     let existed = reading.content_type.is_some();

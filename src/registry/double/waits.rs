@@ -133,7 +133,7 @@ async fn a_channel_that_could_not_be_read_is_read_again() {
     let node = Node::without(None).await;
     let place = node.engine.append(1);
     node.engine.world().refuse_reads = true;
-    let refused = node.registry.read_on(NAME, Start::Earliest, ALL).await;
+    let refused = node.registry.read_and_follow(NAME, Start::Earliest, ALL).await;
     assert!(matches!(refused, Err(Error::Unreachable)), "{refused:?}");
     let mut wait = node.wait(place);
     assert!(poll(&mut wait).is_pending());
@@ -166,7 +166,9 @@ async fn who_gives_up_joining_leaves_nothing() {
     node.engine.append(1);
     node.engine.world().hold_reads = true;
     for _ in 0..100 {
-        timeout(Duration::ZERO, node.registry.read_on(NAME, Start::Earliest, ALL)).await.expect_err("it is held");
+        timeout(Duration::ZERO, node.registry.read_and_follow(NAME, Start::Earliest, ALL))
+            .await
+            .expect_err("it is held");
     }
     let entry = node.registry.map.find(NAME).expect("it is being followed");
     assert_eq!(entry.lock().follow.as_ref().map(|follow| follow.joins()), Some(0));
@@ -175,7 +177,7 @@ async fn who_gives_up_joining_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn no_more_is_followed_than_may_be_and_who_is_kept_out_waits_for_room() {
     let node = Node::start_with(Limits { channels: 4, ..Limits::default() }, None).await;
-    let read = async |n: usize| node.registry.read_on(&format!("/n/{n}"), Start::Tail, ALL).await;
+    let read = async |n: usize| node.registry.read_and_follow(&format!("/n/{n}"), Start::Tail, ALL).await;
     for n in 0..4 {
         assert!(read(n).await.is_ok());
     }
