@@ -46,7 +46,7 @@ async fn who_does_not_read_again_after_a_cut_loses() {
     story.behind().is_well(false).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // What is published last is published while nobody hears it.
-    let Behind { redis, proxy, race } = story;
+    let Behind { redis, proxy, race, .. } = story;
     let truth = race.publisher.stop().await;
     proxy.open();
     race.nodes[1].is_well(true).await;

@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     common::until,
     crashes::Race,
-    support::{Node, Proxy, Server, Verdict, Way},
+    support::{Node, Poller, Proxy, Server, Verdict, Way},
 };
 
 /// Two nodes in a race, one of them behind a proxy.
@@ -14,7 +14,11 @@ pub struct Behind {
     pub redis: Server,
     pub proxy: Proxy,
     pub race: Race,
+    /// On a channel of its own: in the race, who comes from the other node brings news.
+    aside: Poller,
 }
+
+const ASIDE: &str = "/c/aside";
 
 impl Behind {
     pub async fn start(second: impl AsyncFnOnce(&str) -> Node) -> Self {
@@ -23,7 +27,10 @@ impl Behind {
         let nodes = [Node::start(&redis.url()).await, second(&proxy.url()).await];
         let race = Race::start(nodes, Duration::from_millis(2));
         race.publisher.goes_on(200).await;
-        Self { redis, proxy, race }
+        let aside = Poller::start(&race.nodes[1], ASIDE);
+        race.nodes[0].publish_surely(ASIDE, 1).await;
+        until("it hears", || aside.has_seen(1)).await;
+        Self { redis, proxy, race, aside }
     }
 
     pub fn behind(&self) -> &Node {
@@ -36,9 +43,8 @@ impl Behind {
         let began = Instant::now();
         // What is published from here on goes the new way.
         sleep(Duration::from_millis(50)).await;
-        self.race.publisher.goes_on(1).await;
-        let fresh = self.race.publisher.last();
-        until("it hears again", || self.race.pollers[1].has_seen(fresh)).await;
+        self.race.nodes[0].publish_surely(ASIDE, 2).await;
+        until("it hears again", || self.aside.has_seen(2)).await;
         while !self.behind().publish("/c/other", 1).await.status.is_success() {
             sleep(Duration::from_millis(5)).await;
         }

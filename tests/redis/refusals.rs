@@ -80,8 +80,10 @@ async fn a_redis_without_room_refuses_what_is_new_and_serves_what_there_is() {
     let redis = Server::start().await;
     let node = Node::start(&redis.url()).await;
     let place = node.publish_surely(CHANNEL, 1).await;
+    let idle = http::Request::put("/c/idle").header("content-type", "application/json").header("stream-ttl", "100");
+    assert_eq!(node.send(idle.body(http_body_util::Full::default()).expect("a request")).await.status, 201);
     redis.set("maxmemory", "1").await;
-    for uri in [CHANNEL, "/c/fresh"] {
+    for uri in [CHANNEL, "/c/fresh", "/c/idle"] {
         let refused = node.publish(uri, 2).await;
         assert_eq!((refused.status.as_u16(), &*refused.reason()), (503, "full"), "{uri}");
         assert!(refused.header("retry-after").is_some());

@@ -146,11 +146,6 @@ impl Publisher {
         self.truth.lock().unwrap().acknowledged.len()
     }
 
-    /// The last that was acknowledged.
-    pub fn last(&self) -> u64 {
-        self.truth.lock().unwrap().acknowledged.last().expect("some").1
-    }
-
     /// Waits for so many more to be acknowledged.
     pub async fn goes_on(&self, more: usize) {
         let before = self.acknowledged();
