@@ -187,7 +187,7 @@ async fn a_time_of_the_year_9999_that_is_of_the_year_10000_elsewhere_is_describe
 /// Each fork holds its source. A long line of them, let go from its end, is not let go one within the other.
 #[tokio::test(start_paused = true)]
 async fn a_long_line_of_forks_of_forks_overflows_no_stack_when_all_is_over() {
-    const LINE: usize = 60_000;
+    const LINE: usize = 30_000;
     for delete in [false, true] {
         let comet = Comet::builder().retention(Retention::unbounded()).build();
         let layer = CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all());
@@ -205,4 +205,34 @@ async fn a_long_line_of_forks_of_forks_overflows_no_stack_when_all_is_over() {
         }
         drop((comet, layer));
     }
+}
+
+#[tokio::test]
+async fn a_part_of_an_append_of_many_small_messages_is_the_first_so_many() {
+    let layer = CometLayer::new(Comet::new()).route("/s/{*path}", open_to_all());
+    let content = " [1 , \"],[\" ,{\"a\": [2]},\t[ ] , null ]";
+    let json = [("content-type", "application/json")];
+    assert_eq!(send(&layer, ask("PUT /s/source", &json, content)).await.status, 201);
+    for (part, status, held) in [
+        ("0", 201, "[]"),
+        ("1", 201, "[1]"),
+        ("2", 201, r#"[1,"],["]"#),
+        ("4", 201, r#"[1,"],[",{"a":[2]},[]]"#),
+        ("5", 201, r#"[1,"],[",{"a":[2]},[],null]"#),
+        ("6", 400, ""),
+    ] {
+        let fork =
+            [("stream-forked-from", "/s/source"), ("stream-fork-offset", "-1"), ("stream-fork-sub-offset", part)];
+        let made = send(&layer, ask(&format!("PUT /s/{part}"), &fork, "")).await;
+        assert_eq!(made.status, status, "{part}: {made:?}");
+        if status == 201 {
+            let read = send(&layer, ask(&format!("GET /s/{part}"), &[], "")).await;
+            assert_eq!(read.json(), serde_json::from_str::<serde_json::Value>(held).expect("JSON"), "{part}");
+        }
+    }
+    // What could not be made leaves nothing behind that keeps the source's name.
+    for name in ["0", "1", "2", "4", "5", "source"] {
+        assert_eq!(send(&layer, ask(&format!("DELETE /s/{name}"), &[], "")).await.status, 204, "{name}");
+    }
+    assert_eq!(send(&layer, ask("PUT /s/source", &[], "")).await.status, 201);
 }

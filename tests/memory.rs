@@ -14,10 +14,10 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use support::{Teapot, get, sent, settle};
+use support::{Teapot, ask, get, send, sent, settle};
 use tokio::time::advance;
 use tower::Service;
-use tower_comet::{Comet, CometLayer, CometService, ResponseBody, Retention, Route};
+use tower_comet::{Comet, CometLayer, CometService, Create, ResponseBody, Retention, Route};
 use tower_layer::Layer;
 
 #[global_allocator]
@@ -207,5 +207,26 @@ fn a_burst_that_has_aged_out_and_a_crowd_that_has_left_give_their_memory_back() 
             let left = held().saturating_sub(before);
             assert!(left < 16 * KIB, "{left} bytes are left");
         }
+    });
+}
+
+/// A megabyte of small messages is cut without taking it apart.
+#[test]
+fn a_part_of_a_large_append_costs_no_more_than_the_append() {
+    let _alone = alone();
+    with_paused_clock(async {
+        let comet = Comet::new();
+        let source = comet.channel("source");
+        let messages = format!("[1{}]", ",1".repeat(500_000));
+        let created = source.create(Create::new("application/json").content(messages)).await;
+        created.expect("created");
+        let layer = CometLayer::new(comet).route("/{*path}", Route::strict().channel("{path}").create_by_anyone());
+        let before = ALLOCATOR.stats().bytes_allocated;
+        let fork =
+            [("stream-forked-from", "/source"), ("stream-fork-offset", "-1"), ("stream-fork-sub-offset", "499999")];
+        let made = send(&layer, ask("PUT /fork", &fork, "")).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        let allocated = ALLOCATOR.stats().bytes_allocated - before;
+        assert!(allocated < 3_000 * KIB, "{allocated} bytes");
     });
 }

@@ -79,8 +79,9 @@ impl Batch {
         }
         let parts = u32::try_from(parts).ok()?;
         let (data, messages) = if self.json {
-            let texts: Vec<&RawValue> = serde_json::from_slice(&self.data).ok()?;
-            let text = serde_json::to_vec(texts.get(..parts as usize)?).ok()?;
+            let text = std::str::from_utf8(&self.data).ok()?;
+            let end = serde_json::Deserializer::from_str(text).deserialize_seq(End { text, parts }).ok()?;
+            let text = [&text[..end], "]"].concat().into_bytes();
             (Bytes::from(text.into_boxed_slice()), parts)
         } else {
             // A copy: a slice would keep all of the source's append, and be counted as its part.
@@ -125,6 +126,32 @@ impl<'de> Visitor<'de> for Count {
             messages = messages.saturating_add(1);
         }
         Ok(messages)
+    }
+}
+
+/// Finds where the first so many elements of an array end in its text.
+struct End<'a> {
+    text: &'a str,
+    parts: u32,
+}
+
+impl<'de> Visitor<'de> for End<'de> {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<usize, A::Error> {
+        let mut end = 1;
+        for _ in 0..self.parts {
+            let Some(element) = array.next_element::<&RawValue>()? else { break };
+            let element = element.get();
+            // It is borrowed: a part of the text.
+            end = element.as_ptr() as usize - self.text.as_ptr() as usize + element.len();
+        }
+        while array.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(end)
     }
 }
 

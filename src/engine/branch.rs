@@ -9,13 +9,16 @@ pub(crate) struct Branch {
     pub(crate) content_type: MediaType,
     floor: Offset,
     entries: Vec<Entry>,
-    /// The beginning of an append, which is an append of the fork's own.
-    part: Option<Entry>,
+    /// The append that follows, and how much of its beginning is to be an append of the fork's own.
+    part: Option<(Entry, u64)>,
+    json: bool,
 }
 
 impl Log {
     /// What a fork of this log at a place begins with: everything that is kept up to there, and `part` of the
     /// append that follows, counted in messages or bytes (Durable Streams, section 4.2).
+    ///
+    /// That part is yet to be [cut](Branch::cut): it takes as long as the append is large, and this is called under a lock.
     pub(crate) fn branch(&self, at: Start, part: u64) -> Result<Branch, Error> {
         let end = self.index(at).map_err(|_| Error::ForkOffset)?;
         let mut branch = Branch {
@@ -23,16 +26,11 @@ impl Log {
             floor: self.floor,
             entries: self.entries.range(..end).cloned().collect(),
             part: None,
+            json: self.json,
         };
         if part > 0 {
             let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
-            let whole = Batch { data: next.data.clone(), messages: next.messages, json: self.json };
-            if part == whole.parts() {
-                branch.entries.push(next.clone());
-            } else {
-                let Batch { data, messages, .. } = whole.first(part).ok_or(Error::ForkOffset)?;
-                branch.part = Some(Entry { data, messages, ..next.clone() });
-            }
+            branch.part = Some((next.clone(), part));
         }
         Ok(branch)
     }
@@ -42,11 +40,26 @@ impl Log {
         let mut log = Self::new(branch.content_type, origin, now);
         log.floor = branch.floor;
         log.entries = branch.entries.into();
-        if let Some(mut part) = branch.part {
+        if let Some((mut part, _)) = branch.part {
             part.fingerprint = log.id;
             log.entries.push_back(part);
         }
         log.bytes = log.entries.iter().map(|entry| entry.data.len()).sum();
         log
+    }
+}
+
+impl Branch {
+    /// Cuts the append that only a part of is taken over.
+    pub(crate) fn cut(mut self) -> Result<Self, Error> {
+        let Some((next, part)) = self.part.take() else { return Ok(self) };
+        let whole = Batch { data: next.data.clone(), messages: next.messages, json: self.json };
+        if part == whole.parts() {
+            self.entries.push(next);
+        } else {
+            let Batch { data, messages, .. } = whole.first(part).ok_or(Error::ForkOffset)?;
+            self.part = Some((Entry { data, messages, ..next }, part));
+        }
+        Ok(self)
     }
 }

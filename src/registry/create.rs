@@ -95,7 +95,7 @@ impl Registry {
     /// What a fork begins with; its source counts it from now on.
     fn source(&self, fork: &Fork) -> Result<Source<'_>, Error> {
         let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
-        self.visit(&entry, |state| {
+        let source = self.visit(&entry, |state| {
             let kept = self.living(state, self.now()).ok_or(Error::Unknown)?;
             if kept.buried {
                 return Err(Error::Conflict);
@@ -105,7 +105,8 @@ impl Registry {
             let parent = Parent { entry: entry.clone(), log: kept.log.id() };
             let parent = Counted { registry: self, parent, kept: false.into() };
             Ok(Source { branch, lifetime: kept.lifetime, parent })
-        })
+        })?;
+        Ok(Source { branch: source.branch.cut()?, ..source })
     }
 }
 
