@@ -36,6 +36,7 @@ use tokio::{
         ctrl_c,
         unix::{SignalKind, signal},
     },
+    time::timeout,
 };
 use tower_comet::{Comet, CometLayer, Retention, Route};
 use tower_http::cors::{Any, CorsLayer};
@@ -83,7 +84,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         tokio::spawn(connection);
     }
     comet.close();
-    graceful.shutdown().await;
+    // Every wait is answered by now. Who has sent half of a request, or does not read, is not waited for.
+    let _ = timeout(Duration::from_secs(10), graceful.shutdown()).await;
     Ok(())
 }
 
