@@ -8,7 +8,7 @@
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target` | what a request is addressed to, and whether it may |
 //! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
-//! | `reply`, `answer`, `payload`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
+//! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
 mod append;
@@ -16,6 +16,7 @@ mod create;
 mod cursor;
 mod deadline;
 mod delete;
+mod event;
 mod head;
 mod headers;
 mod lifetime;
