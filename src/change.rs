@@ -137,29 +137,48 @@ impl Future for Change {
 
 impl What {
     async fn make(self, registry: Arc<Registry>, name: Arc<str>) -> Result<Offset, Error> {
-        let (batch, close, stamp, again) = match self {
-            Self::Append { batch, close, stamp, again } => (batch?, close, stamp, again),
+        match self {
+            Self::Append { batch, close, stamp, again } => {
+                let batch = batch?;
+                append(&registry, &name, batch.as_ref(), close, stamp.as_ref(), again).await
+            }
             Self::Bytes(bytes) => {
-                let known = registry.peek_anywhere(&name).await?;
-                let json = known.is_none_or(|known| is_json(&known.content_type));
-                (Some(if json { Batch::json(&bytes) } else { Batch::bytes(bytes) }?), false, None, false)
+                let appended = match Batch::json(&bytes) {
+                    Ok(batch) => append(&registry, &name, Some(&batch), false, None, false).await,
+                    Err(error) => Err(error),
+                };
+                // Most channels are JSON: whether this one is not is asked only when that was refused.
+                let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
+                match registry.peek_anywhere(&name).await? {
+                    Some(known) if !is_json(&known.content_type) => {
+                        append(&registry, &name, Some(&Batch::bytes(bytes)?), false, None, false).await
+                    }
+                    _ => appended,
+                }
             }
-            Self::Create(creation) => {
-                return registry.create_anywhere(&name, &creation).await.map(|created| created.tail);
-            }
-            Self::Delete => return registry.delete_anywhere(&name).await,
-        };
-        let (batch, stamp, create) = (batch.as_ref(), stamp.as_ref(), Some(registry.json()));
-        let append = Append { batch, create, close, stamp, ..Append::default() };
-        match registry.append_anywhere(&name, &append).await? {
-            // Nothing else is sent twice in process: somebody has the same id and epoch.
-            Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
-                if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
-            {
-                Err(Error::Fenced { epoch })
-            }
-            appended => Ok(appended.tail),
+            Self::Create(creation) => registry.create_anywhere(&name, &creation).await.map(|created| created.tail),
+            Self::Delete => registry.delete_anywhere(&name).await,
         }
+    }
+}
+
+async fn append(
+    registry: &Registry,
+    name: &str,
+    batch: Option<&Batch>,
+    close: bool,
+    stamp: Option<&Stamp>,
+    again: bool,
+) -> Result<Offset, Error> {
+    let append = Append { batch, create: Some(registry.json()), close, stamp, ..Append::default() };
+    match registry.append_anywhere(name, &append).await? {
+        // Nothing else is sent twice in process: somebody has the same id and epoch.
+        Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
+            if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
+        {
+            Err(Error::Fenced { epoch })
+        }
+        appended => Ok(appended.tail),
     }
 }
 
