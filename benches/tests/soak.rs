@@ -76,10 +76,11 @@ async fn churn(comet: &Comet, done: &Arc<Done>, end: Instant, first: u64) {
     }));
     let mut tasks = Vec::new();
     for reader in 0..READERS {
-        let (service, done, comet) = (service.clone(), done.clone(), comet.clone());
-        tasks.push(tokio::spawn(async move { read(service, &comet, &done, reader % CHANNELS, first, end).await }));
+        let (service, done, channel) = (service.clone(), done.clone(), reader % CHANNELS);
+        // Each from where the channel ends before anything is published, however late its task comes to run.
+        let tail = comet.channel(format!("/c/{channel}")).tail().to_string();
+        tasks.push(tokio::spawn(async move { read(service, &done, channel, tail, first, end).await }));
     }
-    // Each from the tail: they are there before anything is published.
     while comet.waiters() < READERS / 2 {
         sleep(Duration::from_millis(1)).await;
     }
@@ -109,11 +110,10 @@ async fn churn(comet: &Comet, done: &Arc<Done>, end: Instant, first: u64) {
 }
 
 /// Reads a channel to the end by waiting, and leaves every few waits in the middle.
-async fn read<S>(service: CometService<S>, comet: &Comet, done: &Done, channel: usize, first: u64, end: Instant)
+async fn read<S>(service: CometService<S>, done: &Done, channel: usize, mut offset: String, first: u64, end: Instant)
 where
     S: Service<Request<Empty<Bytes>>, Response = http::Response<Full<Bytes>>, Error = Infallible> + Clone,
 {
-    let mut offset = comet.channel(format!("/c/{channel}")).tail().to_string();
     let mut expected = first;
     loop {
         let uri = format!("/c/{channel}?offset={offset}&live=long-poll&timeout=1");
