@@ -81,6 +81,16 @@ impl Streams {
         frame(&mut frames, HEADERS, END_HEADERS, id, &fields(POST, target)?)?;
         frame(&mut frames, DATA, END_STREAM, id, body.as_bytes())?;
         connection.write(&frames)?;
+        self.answer()
+    }
+
+    /// Asks for something on a client's only connection.
+    pub fn ask(&mut self, target: &str) -> Result<String> {
+        self.get(1, target)?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<String> {
         let mut answer = String::new();
         self.answers(1, |data| {
             answer.push_str(std::str::from_utf8(data)?);

@@ -1,8 +1,11 @@
 //! Many waits on few connections, over HTTP/2.
 
-use std::time::Instant;
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use crate::{Result, figures::Figures, http2::Streams, message, process::own_cpu, subject::Subject};
+use crate::{Result, figures::Figures, http2::Streams, message, process::own_cpu, server::WAITING, subject::Subject};
 
 /// All wait on one channel, over so many connections with so many streams; messages release all.
 pub fn many(subject: &Subject, connections: usize, streams: usize, times: usize) -> Result<Figures> {
@@ -17,6 +20,9 @@ pub fn many(subject: &Subject, connections: usize, streams: usize, times: usize)
         let before = server.cpu()?;
         clients.get(streams, &format!("/c/0?offset={position}&live=long-poll"))?;
         server.settle()?;
+        while control.ask(WAITING)? != waiters.to_string() {
+            sleep(Duration::from_millis(2));
+        }
         let (between, used) = (server.cpu()?, own_cpu()?);
         memory = server.memory()?.max(memory);
 

@@ -1,6 +1,10 @@
 //! What is done to a server over HTTP/1.1, and what is counted.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Result,
@@ -8,8 +12,8 @@ use crate::{
     figures::{Figures, median},
     message,
     process::{Process, own_cpu},
-    server::LARGE,
-    subject::Subject,
+    server::{LARGE, WAITING},
+    subject::{PEERS, Subject},
 };
 
 /// All wait on one channel; one message releases all, and they come back.
@@ -27,7 +31,7 @@ pub fn fan_out(subject: &Subject, waiters: usize) -> Result<Figures> {
         for client in 0..waiters {
             clients.send(client, &wait)?;
         }
-        server.settle()?;
+        parked(subject, &server, &mut control, waiters)?;
         let between = server.cpu()?;
 
         let text = message(n, 64);
@@ -75,7 +79,7 @@ pub fn spread(subject: &Subject, channels: usize, total: usize) -> Result<Figure
         let position = subject.begin(&mut control, channel + 1)?;
         clients.send(channel, &subject.wait(channel + 1, &position))?;
     }
-    server.settle()?;
+    parked(subject, &server, &mut control, channels)?;
     let mut queue: VecDeque<usize> = (0..channels).collect();
     let (before, began) = (server.cpu()?, Instant::now());
     for publisher in 0..PUBLISHERS {
@@ -147,7 +151,7 @@ pub fn memory(subject: &Subject, waiters: usize) -> Result<Figures> {
     for client in 0..waiters {
         clients.send(client, &wait)?;
     }
-    server.settle()?;
+    parked(subject, &server, &mut control, waiters)?;
     Ok(vec![("resident per wait, bytes", (server.memory()? - before) / waiters as f64)])
 }
 
@@ -178,6 +182,22 @@ pub fn events(subject: &Subject, streams: usize) -> Result<Figures> {
     }
     let cpu = server.cpu()? - before;
     Ok(vec![("CPU per event, µs", cpu / (TIMES * streams) as f64), ("the last has it after, ms", median(lasts))])
+}
+
+/// Waits until all wait. Ours say so; of the others it is taken from their having come to rest.
+fn parked(subject: &Subject, server: &Process, control: &mut Client, count: usize) -> Result<()> {
+    server.settle()?;
+    if PEERS.contains(&subject.kind) {
+        return Ok(());
+    }
+    for _ in 0..10_000 {
+        let waiting = control.ask_for(0, &Request::get(WAITING), |answer| answer.body.to_vec())?;
+        if waiting == count.to_string().as_bytes() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(2));
+    }
+    Err(format!("{count} did not come to wait").into())
 }
 
 /// A message, alone or as the one of a JSON array.

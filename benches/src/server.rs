@@ -7,7 +7,8 @@
 //! | `floor-bytes` | the same, with an answer of as many bytes as the layer's |
 //! | `plain` | the trivial inner service alone |
 //!
-//! Beside what is measured all of them answer `POST /control/publish/{channel}`, whose body is a message, and `GET /plain`.
+//! Beside what is measured all of them answer `POST /control/publish/{channel}`, whose body is a message,
+//! `GET /control/waiting`, and `GET /plain`.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -24,8 +25,11 @@ use std::{
     error::Error,
     future::Future,
     net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -163,6 +167,9 @@ where
     B: Body,
     B::Error: std::fmt::Debug,
 {
+    if request.uri().path() == WAITING {
+        return Ok(Response::new(Full::from(comet.waiters().to_string())));
+    }
     let Some(channel) = request.uri().path().strip_prefix("/control/publish") else {
         return Ok(Response::new(Full::from("plain")));
     };
@@ -184,6 +191,8 @@ struct Floor(Arc<State>);
 
 struct State {
     channels: Vec<Notify>,
+    /// To know when all are there; one step for each wait.
+    waiting: AtomicUsize,
     small: Bytes,
     large: Bytes,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -204,6 +213,7 @@ impl Floor {
         ];
         Self(Arc::new(State {
             channels: (0..10_000).map(|_| Notify::new()).collect(),
+            waiting: AtomicUsize::new(0),
             small: format!("[{}]", message(0, 64)).into(),
             large: format!("[{}]", message(0, 16 * 1024)).into(),
             headers: if same_bytes { headers } else { Vec::new() },
@@ -220,6 +230,9 @@ impl State {
         response
     }
 }
+
+/// How many wait.
+pub const WAITING: &str = "/control/waiting";
 
 /// The channel whose messages are of 16 KiB.
 pub const LARGE: usize = 9_999;
@@ -257,11 +270,20 @@ where
             (true, true) => {
                 drop(request);
                 Box::pin(async move {
-                    state.channels[channel].notified().await;
+                    let mut notified = pin!(state.channels[channel].notified());
+                    // On the list before it is counted.
+                    notified.as_mut().enable();
+                    state.waiting.fetch_add(1, Relaxed);
+                    notified.await;
+                    state.waiting.fetch_sub(1, Relaxed);
                     Ok(state.answer(channel))
                 })
             }
             (true, false) => Box::pin(async move { Ok(state.answer(channel)) }),
+            (false, _) if path == WAITING => {
+                let waiting = state.waiting.load(Relaxed).to_string();
+                Box::pin(async { Ok(Response::new(Full::from(waiting))) })
+            }
             (false, _) => Box::pin(async { Ok(Response::new(Full::from("plain"))) }),
         }
     }
