@@ -4,8 +4,8 @@ use serde::Serialize;
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    Broadcast, Channel, Retention, Unhealthy,
-    registry::{Drained, Limits, Registry},
+    Broadcast, Channel, CometBuilder, Unhealthy,
+    registry::{Drained, Registry},
 };
 
 /// The channels: named, ordered logs of messages, and everybody who waits on them.
@@ -38,10 +38,9 @@ impl Comet {
 
     /// Sets other limits than the defaults.
     pub fn builder() -> CometBuilder {
-        CometBuilder { limits: Limits::default(), retention: Retention::default() }
+        CometBuilder::default()
     }
 
-    #[cfg(feature = "redis")]
     pub(crate) fn with(registry: Arc<Registry>) -> Self {
         Self { registry }
     }
@@ -283,103 +282,6 @@ impl Default for Comet {
 impl fmt::Debug for Comet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Comet").field("stats", &self.stats()).finish_non_exhaustive()
-    }
-}
-
-/// Limits for a [`Comet`]: everything that a stranger's request can make grow has one.
-///
-/// What was acknowledged is never thrown away to stay within them; new appends and waits are refused instead.
-///
-/// All are limits of one process. On Redis, where the logs are not in it, [`max_history`](Self::max_history) and
-/// [`max_channels`](Self::max_channels) are about what it holds of them for those who wait: beyond the first it holds no more than
-/// the last append of each, beyond the second it refuses to wait on yet another channel.
-///
-/// ```
-/// use tower_comet::{Comet, Error, Limit};
-///
-/// let comet = Comet::builder().max_channels(1).build();
-/// comet.channel("/a").publish("fits").wait()?;
-/// let refused = comet.channel("/b").publish("does not").wait();
-/// assert!(matches!(refused, Err(Error::Full(Limit::Channels))));
-/// # Ok::<(), Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[must_use = "a builder makes nothing until `build`"]
-pub struct CometBuilder {
-    limits: Limits,
-    retention: Retention,
-}
-
-impl CometBuilder {
-    /// How much history each channel keeps. Default 1,000 appends, 1 MiB and 1 hour.
-    pub fn retention(mut self, retention: Retention) -> Self {
-        self.retention = retention;
-        self
-    }
-
-    /// The bytes of one append: the body of a `POST`, a published value as JSON. Default 1 MiB. Beyond:
-    /// 413, [`Error::TooLarge`](crate::Error::TooLarge).
-    pub fn max_append(mut self, bytes: usize) -> Self {
-        self.limits.append = bytes;
-        self
-    }
-
-    /// The bytes of all history together, 64 for each append and each remembered producer counted in. Default 256 MiB. Beyond: 503,
-    /// [`Limit::History`](crate::Limit::History).
-    pub fn max_history(mut self, bytes: usize) -> Self {
-        self.limits.history = bytes;
-        self
-    }
-
-    /// The number of channels that hold a log. Default 100,000. Beyond: 503,
-    /// [`Limit::Channels`](crate::Limit::Channels). Channels that are only waited on do not count; they are gone with their
-    /// last waiter.
-    pub fn max_channels(mut self, channels: usize) -> Self {
-        self.limits.channels = channels;
-        self
-    }
-
-    /// The number of waits on all channels together. Default 100,000. Beyond: 503, [`Limit::Waits`](crate::Limit::Waits).
-    /// [`Subscription`](crate::Subscription)s are never refused, but do count.
-    pub fn max_waits(mut self, waits: usize) -> Self {
-        self.limits.waits = waits;
-        self
-    }
-
-    /// The number of waits on one channel. Default 100,000. Beyond: 503,
-    /// [`Limit::WaitsPerChannel`](crate::Limit::WaitsPerChannel).
-    pub fn max_waits_per_channel(mut self, waits: usize) -> Self {
-        self.limits.waits_per_channel = waits;
-        self
-    }
-
-    /// The producers that a channel remembers, those that appended last. Default 256. One that is forgotten is told of a
-    /// [gap](crate::Error::Gap) when it comes back.
-    pub fn max_producers(mut self, producers: usize) -> Self {
-        self.limits.producers = producers.max(1);
-        self
-    }
-
-    /// The bytes of a channel's name, decoded. Default 255. Beyond: 400, [`Error::Name`](crate::Error::Name).
-    pub fn max_name(mut self, bytes: usize) -> Self {
-        self.limits.name = bytes;
-        self
-    }
-
-    /// Keeps the logs on Redis or Valkey, by a URL: `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS with the
-    /// feature `redis-rustls`.
-    ///
-    /// Several processes with one Redis have the same channels: see [`RedisBuilder`](crate::RedisBuilder).
-    #[cfg(feature = "redis")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
-    pub fn redis(self, url: &str) -> crate::RedisBuilder {
-        crate::RedisBuilder::new(self.limits, self.retention, url)
-    }
-
-    /// Makes the channels.
-    #[must_use]
-    pub fn build(self) -> Comet {
-        Comet { registry: Arc::new(Registry::new(self.limits, self.retention)) }
     }
 }
 

@@ -109,6 +109,7 @@
 
 mod access;
 mod body;
+mod builder;
 mod change;
 mod channel;
 mod comet;
@@ -134,9 +135,10 @@ mod sync;
 
 pub use access::{Access, Action, Authorize, Denied, Grant};
 pub use body::ResponseBody;
+pub use builder::CometBuilder;
 pub use change::{Broadcast, Change};
 pub use channel::Channel;
-pub use comet::{Comet, CometBuilder, Stats};
+pub use comet::{Comet, Stats};
 pub use create::Create;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

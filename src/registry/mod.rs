@@ -12,7 +12,7 @@
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `closing` | ending all waits, at once or spread over time |
-//! | `follow`, `tend`, `health` | what is held here of logs that are kept elsewhere |
+//! | `follow`, `hold`, `tend`, `health` | channels whose logs are kept elsewhere: who wants them, what is held of them, who tends to that |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `origin` | what stands for the tail of a channel that nobody has made |
@@ -32,6 +32,8 @@ mod expiry;
 mod follow;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere it is always well"))]
 mod health;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "and nothing is held of what is kept elsewhere"))]
+mod hold;
 mod lifetime;
 mod limits;
 #[cfg(all(test, comet_loom))]

@@ -1,0 +1,260 @@
+//! What this process holds of a log that is kept elsewhere.
+//!
+//! What is published is a hint, and the log is the truth. So: *subscribe, confirmed; then read the log; then take in what came
+//! meanwhile*; and what does not follow the last append that is held is never guessed at, but read from the log.
+
+use std::sync::Arc;
+
+use super::{
+    Lifetime, Registry,
+    entry::{Entry, Kept, State},
+    follow::{CHECK, Stage},
+    millis,
+    origin::Bucket,
+    waiters::Woken,
+};
+use crate::{
+    Error,
+    engine::{Found, Log, Notice, Place, Remote, Start, Touch},
+    faults::Rule,
+};
+
+/// How much of a log is held, at most. Who wants more has it from the engine.
+const APPENDS: usize = 256;
+const BYTES: usize = 256 * 1024;
+
+/// How many notices are kept while the log is read; if there are more, it is read again.
+const PENDING: usize = 256;
+
+/// What a notice comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Changed,
+    Known,
+    /// It does not follow what is held.
+    Doubtful,
+}
+
+impl Registry {
+    /// Takes in what was heard of a channel.
+    pub(super) fn hear(&self, name: &str, notice: Notice) {
+        let Some(entry) = self.map.find(name) else { return };
+        let mut state = entry.lock();
+        let Some(follow) = &mut state.follow else { return };
+        match follow.stage {
+            Stage::Lost => return,
+            Stage::Reading => {
+                // One too many, and the oldest makes room: the newest then shows that something is missing.
+                if follow.pending.len() == PENDING {
+                    follow.pending.pop_front();
+                }
+                follow.pending.push_back(notice);
+                return;
+            }
+            Stage::Live => {}
+        }
+        match self.take_in(&mut state, notice) {
+            Taken::Known => {}
+            Taken::Doubtful => self.doubt(&entry, &mut state),
+            Taken::Changed => {
+                let woken = state.waiters.take();
+                drop(state);
+                woken.wake();
+            }
+        }
+    }
+
+    fn take_in(&self, state: &mut State, notice: Notice) -> Taken {
+        let now = self.now();
+        let Some(kept) = state.log.as_deref_mut() else { return Taken::Doubtful };
+        let tail = kept.log.tail();
+        match notice {
+            Notice::Appended { at, .. } if at.position() <= tail.position() => match kept.log.has(at) {
+                // So old that it is not held: heard late.
+                None | Some(true) => Taken::Known,
+                Some(false) => Taken::Doubtful,
+            },
+            Notice::Appended { at, before, messages, data: Some(data), closed } => {
+                let next = at.position() == tail.position() + 1 && before == tail.fingerprint();
+                if (!next && self.faults.keep(Rule::Continuity)) || kept.log.is_closed() {
+                    return Taken::Doubtful;
+                }
+                let cost = kept.log.cost();
+                kept.log.follow(at, messages, data, now);
+                if closed {
+                    kept.log.close(now);
+                }
+                self.shorten(kept, cost);
+                Taken::Changed
+            }
+            Notice::Closed { tail: at } if at == tail => {
+                let known = kept.log.is_closed();
+                kept.log.close(now);
+                if known { Taken::Known } else { Taken::Changed }
+            }
+            // A deletion too: something else stands for the tail from then on.
+            Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted | Notice::Made => Taken::Doubtful,
+            Notice::Probe(_) => Taken::Known,
+        }
+    }
+
+    /// Completes what is held of a channel from its log, and makes it live.
+    pub(super) async fn read_up(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
+        match &mut entry.lock().follow {
+            Some(follow) if !follow.busy => follow.busy = true,
+            _ => return,
+        }
+        let mut behind = false;
+        loop {
+            let (tail, touch) = {
+                let state = entry.lock();
+                if state.follow.is_none() {
+                    return;
+                }
+                (state.known_tail(), touch(&state))
+            };
+            let place = tail.filter(|_| !behind).map_or(Place::Window, |tail| Place::From(Start::After(tail)));
+            let mut read = remote.read(entry.name(), place, BYTES, touch).await;
+            if matches!(read, Err(Error::Gone(_))) {
+                // It is not the log that is held, or has gone on by more than is kept.
+                read = match remote.read(entry.name(), Place::Window, BYTES, touch).await {
+                    // It was deleted, and its name is taken still.
+                    Err(Error::Gone(gone)) => Ok(Found::Nothing(gone.tail())),
+                    read => read,
+                };
+            }
+            // So far behind that the rest is not read to be let go of at once: who needs it asks the engine.
+            let ends = read.as_ref().is_ok_and(Found::is_up_to_date);
+            let strange = behind && !ends;
+            behind = !ends;
+            match read {
+                Ok(found) if !strange => {
+                    if self.put(entry, found) {
+                        return;
+                    }
+                }
+                _ => {
+                    let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
+                    joining.unwrap_or_else(Woken::nobody).wake();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Compares what is held of a channel with its log: that has gone on, or back, without a word if somebody has meddled with it.
+    /// Meanwhile it is live.
+    pub(super) async fn compare(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
+        let touch = touch(&entry.lock());
+        let found = match remote.read(entry.name(), Place::From(Start::Tail), 0, touch).await {
+            Err(Error::Gone(gone)) => Found::Nothing(gone.tail()),
+            Err(_) => return,
+            Ok(found) => found,
+        };
+        let mut state = entry.lock();
+        let same = match (&found, state.log.as_deref()) {
+            (Found::Page(page), Some(kept)) => {
+                // What was heard meanwhile may have gone beyond it.
+                kept.log.has(page.tail) != Some(false) && (kept.log.is_closed() || !page.closed)
+            }
+            (Found::Nothing(origin), None) => *origin == state.origin_elsewhere(),
+            _ => false,
+        };
+        if !same {
+            self.doubt(entry, &mut state);
+        }
+    }
+
+    /// Puts what was read beside what is held, and says whether that is all there is.
+    fn put(&self, entry: &Arc<Entry>, found: Found) -> bool {
+        let now = self.now();
+        let mut state = entry.lock();
+        let mut complete = found.is_up_to_date();
+        let mut changed = self.replace(entry, &mut state, found, now);
+        let Some(follow) = &mut state.follow else { return true };
+        // Not all channels are compared in the same moment.
+        follow.checked = now.saturating_sub(fastrand::u64(..=CHECK / 2));
+        if complete {
+            let pending = std::mem::take(&mut follow.pending);
+            for notice in pending.into_iter().filter(|_| self.faults.keep(Rule::Drain)) {
+                match self.take_in(&mut state, notice) {
+                    Taken::Known => {}
+                    Taken::Changed => changed = true,
+                    Taken::Doubtful => complete = false,
+                }
+            }
+        }
+        let mut joining = Woken::nobody();
+        if let Some(follow) = state.follow.as_mut().filter(|_| complete) {
+            follow.stage = Stage::Live;
+            follow.busy = false;
+            changed |= std::mem::take(&mut follow.unsure);
+            joining = follow.joining.take();
+        }
+        let woken = if changed { state.waiters.take() } else { Woken::nobody() };
+        drop(state);
+        woken.wake();
+        joining.wake();
+        complete
+    }
+
+    /// Whether that changed anything.
+    fn replace(&self, entry: &Arc<Entry>, state: &mut State, found: Found, now: u64) -> bool {
+        let page = match found {
+            Found::Page(page) => page,
+            Found::Nothing(origin) => {
+                let moved = state.origin_elsewhere() != origin;
+                if let Some(follow) = &mut state.follow {
+                    follow.origin = origin;
+                }
+                return self.forget(state).is_some() || moved;
+            }
+        };
+        let until = page.left.map(|left| now.saturating_add(millis(left)).saturating_add(1));
+        if let Some(follow) = &mut state.follow {
+            follow.idle = match page.lifetime {
+                Lifetime::Idle(window) => Some(millis(window)),
+                Lifetime::Unbounded | Lifetime::Until(_) => None,
+            };
+        }
+        if let Some(kept) = state.log.as_deref_mut().filter(|kept| kept.log.tail() == page.after) {
+            let changed = !page.entries.is_empty() || (page.closed && !kept.log.is_closed());
+            let cost = kept.log.cost();
+            kept.until = until;
+            kept.log.extend(page, now);
+            self.shorten(kept, cost);
+            return changed;
+        }
+        self.forget(state);
+        // An idle channel's end is the engine's to decide: others may read it elsewhere.
+        let lifetime = if until.is_some() { page.lifetime } else { Lifetime::Unbounded };
+        let log = Log::replica(page, now);
+        self.usage.count_channel();
+        let mut kept = Kept::new(log, Bucket::of(self.map.hash(entry.name())), now);
+        kept.lifetime = lifetime;
+        kept.until = until;
+        kept.explicit = true;
+        self.shorten(&mut kept, 0);
+        state.log = Some(Box::new(kept));
+        true
+    }
+
+    /// Keeps what is held of a log within bounds, and counts it. The newest append is kept for who waits for it, until that is too
+    /// much as well.
+    fn shorten(&self, kept: &mut Kept, before: usize) {
+        let (held, most) = (self.usage.history(), self.limits.history);
+        let appends = match held {
+            // Nor more than is kept elsewhere.
+            _ if held <= most => APPENDS.min(self.retention.appends.max(1)),
+            _ if held / 2 <= most => 1,
+            _ => 0,
+        };
+        kept.log.shorten(appends, BYTES.min(self.retention.bytes));
+        self.usage.adjust_history(before, kept.log.cost());
+    }
+}
+
+/// Whether the engine is told that somebody is here.
+fn touch(state: &State) -> Touch {
+    if state.waiters.len() > 0 { Touch::Yes } else { Touch::No }
+}
