@@ -1,8 +1,8 @@
 // Readers in Node, `@durable-streams/client` and the README's own, when things go wrong.
 import { stream } from "@durable-streams/client";
 import assert from "node:assert/strict";
-import { execFile } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
+import { execFile, spawn } from "node:child_process";
+import { access, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -101,6 +101,33 @@ test("the server stands still for a second, and goes on as if nothing had been",
   await during;
   await server.close("still");
   await them.end(["before", "during"]);
+});
+
+test("a server that is killed and started again with its logs on Redis goes on where it was", limit, async () => {
+  const directory = await mkdtemp(join(tmpdir(), "streams-"));
+  const socket = join(directory, "redis");
+  const redis = spawn("redis-server", ["--port", "0", "--unixsocket", socket, "--dir", directory, "--save", ""], { stdio: "ignore" });
+  await until(() => access(socket).then(() => true, () => false), true);
+  const mine = await Server.start(process.env.STREAMS, "--redis", `redis+unix://${socket}`);
+  await mine.create("kept");
+  const proxy = await Proxy.to(mine.url);
+  const them = readers(mine.at("kept", proxy));
+  await mine.append("kept", "before");
+  await them.haveRead(1);
+
+  // Nobody reaches the server while it is away, and what is appended as it comes back is not missed.
+  proxy.down();
+  await mine.kill();
+  await mine.start();
+  await mine.append("kept", "meanwhile");
+  await proxy.up();
+  await mine.append("kept", "after");
+  await mine.close("kept");
+  await them.end(["before", "meanwhile", "after"]);
+  assert.ok(them.all.every((one) => one.startedOver === 0), "the log is the one that they know");
+  await mine.kill();
+  redis.kill();
+  await rm(directory, { recursive: true });
 });
 
 test("a session is told that its place is gone, and the ten lines around it start over", limit, async () => {

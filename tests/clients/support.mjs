@@ -16,15 +16,15 @@ export class Server {
   #listen = "127.0.0.1:0";
   #process;
 
-  static async start(example = process.env.STREAMS) {
+  static async start(example = process.env.STREAMS, ...flags) {
     const server = new Server();
-    server.example = example;
+    Object.assign(server, { example, flags });
     await server.start();
     return server;
   }
 
   async start() {
-    this.#process = spawn(this.example, { env: { ...process.env, LISTEN: this.#listen }, stdio: ["ignore", "pipe", "inherit"] });
+    this.#process = spawn(this.example, this.flags, { env: { ...process.env, LISTEN: this.#listen }, stdio: ["ignore", "pipe", "inherit"] });
     const [line] = await once(createInterface(this.#process.stdout), "line", { signal: AbortSignal.timeout(SOON) });
     this.url = line.replace("listening on ", "");
     this.#listen = new URL(this.url).host;
