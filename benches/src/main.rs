@@ -173,7 +173,9 @@ fn plots(rows: &[Row]) -> Vec<(&'static str, String)> {
     let memory: Vec<_> = memory.map(|row| (row.title.clone(), bars_of(row, None))).collect();
     let costs =
         rows.iter().filter(|row| row.figure.starts_with("CPU") && row.of(Kind::Nchan).is_some() && is_told(row));
-    let costs = costs.map(|row| (format!("{}: {}", row.title, row.figure), bars_of(row, row.of(Kind::FloorBytes))));
+    let costs = costs.map(|row| {
+        (format!("{}: {}", row.title, row.figure.trim_end_matches(", µs")), bars_of(row, row.of(Kind::FloorBytes)))
+    });
     let costs: Vec<_> = costs.collect();
     vec![
         ("latency", plot::lines("The last of so many waiters has the message after", "waiters", "ms", &latency)),
