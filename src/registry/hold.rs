@@ -9,6 +9,7 @@ use super::{
     Lifetime, Registry,
     entry::{Entry, Kept, State},
     follow::{CHECK, Stage},
+    lifetime::ends_in,
     millis,
     origin::Bucket,
     waiters::Woken,
@@ -210,7 +211,7 @@ impl Registry {
                 return self.forget(state).is_some() || moved;
             }
         };
-        let until = page.left.map(|left| now.saturating_add(millis(left)).saturating_add(1));
+        let until = page.left.map(|left| ends_in(left, now));
         if let Some(follow) = &mut state.follow {
             follow.idle = match page.lifetime {
                 Lifetime::Idle(window) => Some(millis(window)),

@@ -1,6 +1,6 @@
 //! How long a channel lives by itself (Durable Streams, section 7).
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{
     Lifetime, Registry,
@@ -26,11 +26,16 @@ impl Registry {
         match lifetime {
             Lifetime::Until(end) => {
                 let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-                Some(self.now().saturating_add(millis(left)).saturating_add(1))
+                Some(ends_in(left, self.now()))
             }
             Lifetime::Unbounded | Lifetime::Idle(_) => None,
         }
     }
+}
+
+/// The end of a lifetime of which so much is left: a millisecond later, as what is left was rounded down.
+pub(super) fn ends_in(left: Duration, now: u64) -> u64 {
+    now.saturating_add(millis(left)).saturating_add(1)
 }
 
 impl Kept {

@@ -54,10 +54,7 @@ impl Registry {
     pub(crate) fn origin(&self, name: &str) -> Offset {
         if self.remote.is_some() {
             // As far as is known here: the engine is asked by who goes by it.
-            let entry = self.map.find(name);
-            return entry
-                .and_then(|entry| entry.lock().follow.as_ref().map(|follow| follow.origin))
-                .unwrap_or(Offset::ZERO);
+            return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().origin_elsewhere());
         }
         self.origins.of(Bucket::of(self.map.hash(name)))
     }

@@ -1,6 +1,6 @@
 //! What can be done with a channel, wherever its log is kept: here, in one step, or by an engine that is asked.
 
-use super::{Append, Appended, Created, Creation, Peek, Registry, millis};
+use super::{Append, Appended, Created, Creation, Peek, Registry, lifetime::ends_in};
 use crate::{
     Error,
     engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
@@ -95,7 +95,7 @@ impl Registry {
 
     /// What an engine has read, on this registry's clock.
     pub(super) fn reading(&self, page: Page) -> Reading {
-        let until = page.left.map(|left| self.now().saturating_add(millis(left)).saturating_add(1));
+        let until = page.left.map(|left| ends_in(left, self.now()));
         let mut reading = page.into_reading();
         reading.until = until;
         reading
