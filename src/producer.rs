@@ -130,32 +130,32 @@ mod tests {
             }
         }
 
-        fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
-            unimplemented!("only `append` is asked for")
+        fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
+            Box::pin(ready(self.logs.create(name, creation)))
         }
 
-        fn poll_lost(&self, _: &mut Context<'_>) -> Poll<()> {
-            unimplemented!("only `append` is asked for")
-        }
-
-        fn create<'a>(&'a self, _: &'a str, _: &'a Creation) -> Answer<'a, Created> {
-            unimplemented!("only `append` is asked for")
-        }
-
-        fn delete<'a>(&'a self, _: &'a str) -> Answer<'a, Offset> {
-            unimplemented!("only `append` is asked for")
-        }
-
-        fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {
-            unimplemented!("only `append` is asked for")
+        fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
+            Box::pin(ready(self.logs.delete(name)))
         }
 
         fn names(&self) -> Answer<'_, Vec<String>> {
-            unimplemented!("only `append` is asked for")
+            Box::pin(ready(Ok(self.logs.names().collect())))
+        }
+
+        fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
+        fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
+        fn poll_lost(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
         }
 
         fn probe(&self, _: u64) -> Answer<'_, ()> {
-            unimplemented!("only `append` is asked for")
+            Box::pin(ready(Err(Error::Unreachable)))
         }
     }
 
