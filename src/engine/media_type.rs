@@ -70,7 +70,7 @@ pub(crate) fn same_type(a: &str, b: &str) -> bool {
     fn essence(text: &str) -> &str {
         text.split(';').next().unwrap_or_default().trim()
     }
-    essence(a).eq_ignore_ascii_case(essence(b))
+    a == b || essence(a).eq_ignore_ascii_case(essence(b))
 }
 
 /// Whether content of this type is text, which an event stream carries as it is.

@@ -36,6 +36,7 @@ pub(crate) use branch::Branch;
 pub use gone::{Gone, Reason};
 pub(crate) use log::Log;
 pub(crate) use media_type::{MediaType, check_media_type, is_inert, is_json, is_text, same_type};
+pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use parts::Parts;
 pub(crate) use reading::{Reading, Start};

@@ -44,15 +44,14 @@ impl Offset {
 
     /// The text, all of it ASCII. Every answer carries one or more of these.
     pub(crate) fn text(self) -> [u8; Self::LEN] {
-        let mut text = [b'_'; Self::LEN];
-        let mut position = self.position;
-        for digit in text[..16].iter_mut().rev() {
-            *digit = b'0' + (position % 10) as u8;
+        let mut text = *b"0000000000000000_0000000000000000";
+        let (mut position, mut digits) = (self.position, 16);
+        while position > 0 && digits > 0 {
+            digits -= 1;
+            text[digits] += (position % 10) as u8;
             position /= 10;
         }
-        for (nth, digit) in text[17..].iter_mut().enumerate() {
-            *digit = b"0123456789abcdef"[(self.fingerprint >> (60 - 4 * nth)) as usize & 15];
-        }
+        text[17..].copy_from_slice(&hexadecimal(self.fingerprint));
         text
     }
 
@@ -65,24 +64,34 @@ impl Offset {
     }
 }
 
+/// Sixteen digits in lower case.
+pub(crate) fn hexadecimal(number: u64) -> [u8; 16] {
+    std::array::from_fn(|nth| b"0123456789abcdef"[(number >> (60 - 4 * nth)) as usize & 15])
+}
+
 impl FromStr for Offset {
     type Err = ParseOffsetError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // Exactly one text an offset, so that equal places are equal URLs: no sign, no upper case, no
         // missing zero, all of which `parse` and `from_str_radix` would let pass.
-        let canonical = text.len() == Self::LEN
-            && text.bytes().enumerate().all(|(at, byte)| match at {
-                0..16 => byte.is_ascii_digit(),
-                16 => byte == b'_',
-                _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
-            });
-        if !canonical {
-            return Err(ParseOffsetError(()));
-        }
-        let position = text[..16].parse().map_err(|_| ParseOffsetError(()))?;
-        let fingerprint = u64::from_str_radix(&text[17..], 16).map_err(|_| ParseOffsetError(()))?;
-        Ok(Self::new(position, fingerprint))
+        let parse = || {
+            let text: &[u8; Self::LEN] = text.as_bytes().try_into().ok()?;
+            let (mut position, mut fingerprint) = (0, 0);
+            for byte in &text[..16] {
+                position = position * 10 + u64::from(byte.is_ascii_digit().then(|| byte - b'0')?);
+            }
+            for byte in &text[17..] {
+                let digit = match byte {
+                    b'0'..=b'9' => byte - b'0',
+                    b'a'..=b'f' => byte - b'a' + 10,
+                    _ => return None,
+                };
+                fingerprint = fingerprint << 4 | u64::from(digit);
+            }
+            (text[16] == b'_').then(|| Self::new(position, fingerprint))
+        };
+        parse().ok_or(ParseOffsetError(()))
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Payload, headers, text::Text};
 use crate::{
     Outcome, Route,
     access::Gate,
-    engine::{Reading, is_inert, is_json},
+    engine::{MediaType, Reading, is_inert, is_json},
     registry::Registry,
 };
 
@@ -26,8 +26,16 @@ pub(super) fn messages(
         route.content_type.clone()
     });
     let mut map = headers::of_messages(cursor.is_some());
-    position(&mut map, &reading);
-    of_type(&mut map, &content_type);
+    map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
+    if !reading.up_to_date {
+        map.remove(headers::UP_TO_DATE);
+    }
+    if reading.closed {
+        map.insert(headers::CLOSED, headers::TRUE);
+    }
+    if content_type != MediaType::Json {
+        of_type(&mut map, &content_type);
+    }
     cacheable(&mut map, route, &reading);
     match tag {
         Some(tag) => map.insert(header::ETAG, tag),
@@ -101,8 +109,6 @@ fn position(map: &mut HeaderMap, reading: &Reading) {
     map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
     if reading.up_to_date {
         map.insert(headers::UP_TO_DATE, headers::TRUE);
-    } else {
-        map.remove(headers::UP_TO_DATE);
     }
     if reading.closed {
         map.insert(headers::CLOSED, headers::TRUE);
@@ -120,7 +126,7 @@ pub(super) fn of_type(map: &mut HeaderMap, content_type: &str) {
 /// Which part of which log this is, and whether the stream has ended with it.
 fn entity_tag(reading: &Reading) -> HeaderValue {
     let (start, end) = (reading.after.position(), reading.next.position());
-    let text = Text::new().ascii("\"").fingerprint(reading.log).ascii(":").number(start).ascii(":").number(end);
+    let text = Text::new().ascii("\"").hexadecimal(reading.log).ascii(":").number(start).ascii(":").number(end);
     text.ascii(if reading.closed { ":c\"" } else { "\"" }).value()
 }
 

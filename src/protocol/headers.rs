@@ -29,6 +29,7 @@ pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 pub(super) fn offset(offset: Offset) -> HeaderValue {
     HeaderValue::from_bytes(&offset.text()).expect("an offset's text is ASCII")
@@ -42,7 +43,7 @@ pub(super) fn ascii(text: impl ToString) -> HeaderValue {
 /// A content type: checked when the channel was made.
 pub(super) fn content_type(text: &str) -> HeaderValue {
     match text {
-        "application/json" => HeaderValue::from_static("application/json"),
+        "application/json" => JSON,
         text => HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("application/octet-stream")),
     }
 }
@@ -50,28 +51,32 @@ pub(super) fn content_type(text: &str) -> HeaderValue {
 /// What every answer carries: it is somebody's text on the application's origin, not to be sniffed, not to
 /// be embedded elsewhere, and, as no cache knows when a channel goes on, not to be stored.
 pub(super) fn safe() -> HeaderMap {
-    static SAFE: LazyLock<HeaderMap> = LazyLock::new(|| template(&[]));
+    static SAFE: LazyLock<HeaderMap> = LazyLock::new(|| template([]));
     SAFE.clone()
 }
 
-/// The same, with room for the values of an answer with messages, all of which are to be put in or taken out.
+/// The same, and what nearly all answers with messages carry: they are JSON, and end with the newest. Where they end, their
+/// tag and, if they are live, the cursor are to be put in.
 pub(super) fn of_messages(live: bool) -> HeaderMap {
-    const CATCH_UP: [HeaderName; 4] = [NEXT_OFFSET, UP_TO_DATE, header::CONTENT_TYPE, header::ETAG];
-    const LIVE: [HeaderName; 5] = [NEXT_OFFSET, UP_TO_DATE, header::CONTENT_TYPE, header::ETAG, CURSOR];
-    static TEMPLATES: LazyLock<[HeaderMap; 2]> = LazyLock::new(|| [template(&CATCH_UP), template(&LIVE)]);
-    TEMPLATES[usize::from(live)].clone()
+    static CATCH_UP: LazyLock<HeaderMap> = LazyLock::new(|| template(of_messages()));
+    static LIVE: LazyLock<HeaderMap> = LazyLock::new(|| template(of_messages().into_iter().chain([(CURSOR, TRUE)])));
+    fn of_messages() -> [(HeaderName, HeaderValue); 4] {
+        [(UP_TO_DATE, TRUE), (header::CONTENT_TYPE, JSON), (NEXT_OFFSET, TRUE), (header::ETAG, TRUE)]
+    }
+    if live { LIVE.clone() } else { CATCH_UP.clone() }
 }
 
 /// A map to be copied, which costs less than as many insertions, and is as large as it need be: a map that is filled one
 /// by one has room for twelve, which is more than an allocator has at hand.
-fn template(names: &[HeaderName]) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(3 + names.len());
-    map.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    map.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
-    for name in names {
-        map.insert(name.clone(), TRUE);
-    }
+fn template(more: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> HeaderMap {
+    let safe = [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    ];
+    let headers: Vec<_> = safe.into_iter().chain(more).collect();
+    let mut map = HeaderMap::with_capacity(headers.len());
+    map.extend(headers);
     map
 }
 

@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 
-use crate::Offset;
+use crate::engine::hexadecimal;
 
 /// A short text of ours, on the stack.
 pub(super) struct Text {
@@ -35,10 +35,8 @@ impl Text {
         self
     }
 
-    pub(super) fn fingerprint(self, fingerprint: u64) -> Self {
-        let text = Offset::new(0, fingerprint).text();
-        let digits = &text[Offset::LEN - 16..];
-        self.ascii(std::str::from_utf8(digits).expect("hexadecimal digits are ASCII"))
+    pub(super) fn hexadecimal(self, number: u64) -> Self {
+        self.ascii(std::str::from_utf8(&hexadecimal(number)).expect("hexadecimal digits are ASCII"))
     }
 
     pub(super) fn value(&self) -> HeaderValue {
@@ -55,7 +53,7 @@ mod tests {
         #[test]
         fn a_text_is_what_the_formatter_would_write(number in any::<u64>(), bits in 0..64, fingerprint in any::<u64>()) {
             let number = number >> bits;
-            let text = Text::new().ascii("\"").fingerprint(fingerprint).ascii(":").number(number).ascii("\"");
+            let text = Text::new().ascii("\"").hexadecimal(fingerprint).ascii(":").number(number).ascii("\"");
             let (value, expected) = (text.value(), format!("\"{fingerprint:016x}:{number}\""));
             prop_assert_eq!(value.as_bytes(), expected.as_bytes());
         }
@@ -63,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_longest_text_fits() {
-        let tag = Text::new().ascii("\"").fingerprint(u64::MAX).ascii(":").number(u64::MAX);
+        let tag = Text::new().ascii("\"").hexadecimal(u64::MAX).ascii(":").number(u64::MAX);
         assert_eq!(tag.ascii(":").number(u64::MAX).ascii(":c\"").value().len(), 62);
         assert_eq!(Text::new().number(0).value(), "0");
     }
