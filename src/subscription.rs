@@ -3,20 +3,12 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::{
-    collections::VecDeque,
-    fmt,
-    future::{Future, poll_fn},
-    pin::pin,
-    sync::Arc,
-    task::Poll,
-};
-use tokio::time::sleep_until;
+use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc};
 
 use crate::{
     Error, Gone, Offset,
     engine::{Reading, Reason, Start},
-    registry::{Ended, Registry, Wait},
+    registry::{Ended, NEVER, Registry, Wait},
 };
 
 /// Reads a channel in process: the same log and the same wake-ups as over HTTP.
@@ -120,18 +112,7 @@ impl Subscription {
         let mut wait = Wait::new(self.registry.clone(), &self.name, reading.next, existed);
         wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
-        let mut end = pin!(reading.until.map(|until| sleep_until(self.registry.moment(until))));
-        let waited = poll_fn(|cx| {
-            loop {
-                let over = end.as_mut().as_pin_mut().is_some_and(|end| end.poll(cx).is_ready());
-                match (wait.poll(cx, over, ONE), wait.until()) {
-                    // The channel was made since, and when it ends is known now.
-                    (Poll::Pending, Some(until)) if end.is_none() => end.set(Some(sleep_until(until))),
-                    (polled, _) => return polled,
-                }
-            }
-        });
-        match waited.await {
+        match poll_fn(|cx| wait.poll(cx, NEVER, ONE)).await {
             Ended::Read(reading) => Ok(Some(reading)),
             Ended::Gone(gone) => Err(Error::Gone(gone)),
             Ended::Deleted => {
@@ -140,7 +121,7 @@ impl Subscription {
             }
             Ended::Refused(error) => Err(error),
             Ended::Released(_) => Err(Error::ShutDown),
-            // The channel was made since, held nothing, and its lifetime is over.
+            // There is no such time.
             Ended::TimedOut(_) => Ok(None),
         }
     }

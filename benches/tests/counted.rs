@@ -59,7 +59,7 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(noop_waker_ref()))
 }
 
-/// The timer of a wait is tokio's.
+/// The timers of waits are tokio's.
 fn with_timer<T>(f: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _entered = runtime.enter();
@@ -80,7 +80,7 @@ fn passing_through_allocates_nothing() {
 }
 
 #[test]
-fn a_wait_is_one_box_of_at_most_192_bytes() {
+fn a_wait_is_one_box_of_at_most_112_bytes() {
     with_timer(|| {
         let comet = Comet::new();
         let offset = append(&comet.channel("/c/1"));
@@ -94,13 +94,14 @@ fn a_wait_is_one_box_of_at_most_192_bytes() {
         let mut parked = Vec::with_capacity(1_000);
         let all: Vec<_> = (0..1_000).map(|_| begin(&mut parked)).collect();
         // Of all that the request was made of, and the name that was looked up, its box is left; now and then the list of
-        // waiters grows.
-        let usual = |info: &&AllocationInfo| info.count_current == 1 && info.bytes_current <= 192;
-        assert!(all.iter().filter(usual).count() > 980, "{:?}", &all[990..]);
+        // waiters grows, or that of those who sleep until the same moment, or it is the first of these.
+        let usual = |info: &&AllocationInfo| info.count_current == 1 && info.bytes_current <= 112;
+        assert!(all.iter().filter(usual).count() > 800, "{:?}", &all[990..]);
         let bytes: i64 = all.iter().map(|info| info.bytes_current).sum();
-        assert!(bytes <= 1_000 * (192 + 32), "{bytes} bytes for 1,000 waits, their places on the list with them");
+        assert!(bytes <= 1_000 * (112 + 80), "{bytes} bytes for 1,000 waits, their places on both lists with them");
         let freed = measure(|| parked.clear());
-        assert!(-freed.bytes_current > bytes - 1_000, "{bytes} {freed:?}");
+        // What stays are the roots of the trees in which moments are kept, however many there were.
+        assert!(-freed.bytes_current > bytes - 14_000, "{bytes} {freed:?}");
     });
 }
 

@@ -1,57 +1,52 @@
 //! When a wait is over.
 
-use std::{pin::Pin, time::Duration};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use std::time::Duration;
 
-/// The end of a wait or of the channel's lifetime, whichever comes first; none for no wait at all.
-pub(super) fn deadline(wait: Duration, until: Option<Instant>) -> Option<Sleep> {
-    if wait.is_zero() {
-        return None;
-    }
-    let wait = jittered(wait);
-    Some(match until {
-        Some(until) if until.saturating_duration_since(Instant::now()) < wait => sleep_until(until),
-        _ => sleep(wait),
-    })
+use crate::registry::{NEVER, Registry};
+
+/// Longer is for ever.
+const YEAR: u64 = 365 * 24 * 3_600 * 1_000;
+
+/// When a wait that begins now is over, on the registry's clock.
+///
+/// Up to a sixteenth earlier, at random: who began together need not time out together. And at a multiple of a two hundred and
+/// fifty-sixth or less, so that many share a moment, and with it a timer.
+pub(super) fn deadline(registry: &Registry, wait: Duration) -> u64 {
+    let millis = u64::try_from(wait.as_millis()).unwrap_or(NEVER);
+    if millis > YEAR { NEVER } else { early(registry.now() + millis, millis) }
 }
 
-/// Brings a deadline forward to the end of the channel's lifetime, which may not have been known when the wait began;
-/// says whether that was to be done.
-pub(super) fn bring_forward(deadline: Option<Pin<&mut Sleep>>, until: Option<Instant>) -> bool {
-    match (deadline, until) {
-        (Some(deadline), Some(until)) if until < deadline.deadline() => {
-            deadline.reset(until);
-            true
-        }
-        _ => false,
-    }
+fn early(end: u64, millis: u64) -> u64 {
+    let step = (millis / 256).checked_ilog2().map_or(1, |bits| 1 << bits);
+    let steps = millis / 16 / step;
+    (end / step - fastrand::u64(0..steps.max(1))) * step
 }
 
-/// Up to a sixteenth less, at random: who started together need not time out together.
-fn jittered(wait: Duration) -> Duration {
-    wait - wait.mul_f64(fastrand::f64() / 16.0)
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(comet_loom)))]
 mod tests {
     use super::*;
 
     #[test]
-    fn jitter_takes_a_sixteenth_at_most() {
-        for _ in 0..1_000 {
-            let jittered = jittered(Duration::from_secs(16));
-            assert!(jittered > Duration::from_secs(15) && jittered <= Duration::from_secs(16), "{jittered:?}");
+    fn a_sixteenth_is_taken_off_at_most_and_moments_are_shared() {
+        for (millis, most) in
+            [(0, 1), (1, 1), (15, 1), (500, 31), (16_000, 32), (25_000, 32), (600_000, 32), (YEAR, 32)]
+        {
+            let moments: std::collections::BTreeSet<_> =
+                (0..10_000).map(|nth| early(millis + nth % 7, millis)).collect();
+            for (nth, moment) in (0..7).map(|nth| (nth, early(millis + nth, millis))) {
+                assert!(
+                    moment <= millis + nth && moment + millis / 16 >= millis + nth,
+                    "{moment} of {millis} and {nth}"
+                );
+            }
+            assert!(moments.len() <= most + 7, "{} moments of {millis}", moments.len());
         }
-        let _ = jittered(Duration::MAX);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_with_the_channel_and_not_after_it() {
-        let now = Instant::now();
-        let soon = now + Duration::from_millis(1_500);
-        assert!(deadline(Duration::ZERO, Some(soon)).is_none());
-        assert_eq!(deadline(Duration::from_secs(25), Some(soon)).expect("a wait").deadline(), soon);
-        assert!(deadline(Duration::from_secs(1), Some(soon)).expect("a wait").deadline() < soon);
-        assert!(deadline(Duration::MAX, Some(soon)).is_some() && deadline(Duration::MAX, None).is_some());
+    #[test]
+    fn for_ever_is_no_moment() {
+        let registry = Registry::new(Default::default(), Default::default());
+        assert_eq!(deadline(&registry, Duration::MAX), NEVER);
+        assert!(deadline(&registry, Duration::from_secs(25)) < NEVER);
     }
 }

@@ -1,22 +1,20 @@
 //! `GET` with `live=long-poll`: wait for what comes (Durable Streams, section 5.7).
 
 use http::HeaderValue;
-use pin_project_lite::pin_project;
 use std::{
     future::Future,
     num::{NonZeroU16, NonZeroU32},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::Sleep;
 
 use super::{
     Answer, Target,
     answer::{self, finish},
     cursor,
-    deadline::{bring_forward, deadline},
+    deadline::deadline,
     headers,
     problem::Problem,
     query::Asked,
@@ -36,20 +34,16 @@ pub(super) fn at_once(target: &Target<'_>, asked: &Asked, reading: Reading, seen
     answer::tagged(&target.route, reading, Outcome::Delivered, seen, Some(cursor::header(asked.cursor)))
 }
 
-pin_project! {
-    /// A parked request. Nothing of the request itself is in here: one kept header would keep the
-    /// connection's read buffer.
-    pub(crate) struct LongPoll {
-        wait: Wait,
-        // None for a wait of no time at all.
-        #[pin]
-        deadline: Option<Sleep>,
-        route: Arc<Route>,
-        cursor: Option<NonZeroU32>,
-        // One more than the seconds that a client's preference is granted of, so that none takes no room.
-        preferred: Option<NonZeroU16>,
-        http1: bool,
-    }
+/// A parked request. Nothing of the request itself is in here: one kept header would keep the
+/// connection's read buffer.
+pub(crate) struct LongPoll {
+    wait: Wait,
+    until: u64,
+    route: Arc<Route>,
+    cursor: Option<NonZeroU32>,
+    /// One more than the seconds that a client's preference is granted of, so that none takes no room.
+    preferred: Option<NonZeroU16>,
+    http1: bool,
 }
 
 impl LongPoll {
@@ -60,7 +54,7 @@ impl LongPoll {
         let existed = reading.content_type.is_some();
         Self {
             wait: Wait::new(Arc::clone(&target.registry), &target.name, reading.next, existed),
-            deadline: deadline(wait, reading.until.map(|until| target.registry.moment(until))),
+            until: deadline(&target.registry, wait),
             route: Arc::clone(&target.route),
             cursor: asked.cursor,
             preferred: asked.preferred.map(|asked| granted(asked, max_wait)),
@@ -72,24 +66,16 @@ impl LongPoll {
 impl Future for LongPoll {
     type Output = Answer;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        let mut this = self.project();
-        let ended = loop {
-            // The clock first, then the log: the other way round, what is appended in between is skipped.
-            let expired = this.deadline.as_mut().as_pin_mut().is_none_or(|deadline| deadline.poll(cx).is_ready());
-            match this.wait.poll(cx, expired, this.route.max_chunk) {
-                Poll::Ready(ended) => break ended,
-                Poll::Pending if bring_forward(this.deadline.as_mut().as_pin_mut(), this.wait.until()) => {}
-                Poll::Pending => return Poll::Pending,
-            }
-        };
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let this = &mut *self;
+        let ended = ready!(this.wait.poll(cx, this.until, this.route.max_chunk));
         let registry = this.wait.registry();
-        let cursor = Some(cursor::header(*this.cursor));
+        let cursor = Some(cursor::header(this.cursor));
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
                 registry.usage().count_delivered();
-                answer::tagged(this.route, reading, Outcome::Delivered, None, cursor)
+                answer::tagged(&this.route, reading, Outcome::Delivered, None, cursor)
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();
@@ -103,7 +89,7 @@ impl Future for LongPoll {
             let applied = headers::ascii(format_args!("wait={seconds}"));
             answer.headers_mut().insert(headers::PREFERENCE_APPLIED, applied);
         }
-        Poll::Ready(finish(registry, *this.http1, answer))
+        Poll::Ready(finish(registry, this.http1, answer))
     }
 }
 
@@ -120,6 +106,6 @@ mod tests {
     #[test]
     fn a_parked_request_is_small() {
         let size = size_of::<LongPoll>();
-        assert!(size <= 192, "{size} bytes");
+        assert!(size <= 112, "{size} bytes");
     }
 }

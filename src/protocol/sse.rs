@@ -2,20 +2,17 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
-use pin_project_lite::pin_project;
 use std::{
-    future::Future,
     num::NonZeroU32,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Answer, Payload, Target, cursor,
-    deadline::{bring_forward, deadline},
+    deadline::deadline,
     event::{Control, Event},
     headers,
     problem::Problem,
@@ -34,8 +31,8 @@ const LIFE: Duration = Duration::from_secs(60);
 /// The bytes of messages in one event: what a reader that stops reading holds by itself.
 const EVENT: usize = 64 * 1024;
 
-/// A line after so much silence shows both ends that the other is there.
-const BEAT: Duration = Duration::from_secs(15);
+/// A line after so many milliseconds of silence shows both ends that the other is there.
+const BEAT: u64 = 15_000;
 
 /// Begins an event stream where a reading began.
 pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
@@ -43,7 +40,6 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
     wait.admit()?;
-    let until = reading.until.map(|until| target.registry.moment(until));
     let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
         wait,
         route: Arc::clone(&target.route),
@@ -52,8 +48,8 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         event: None,
         told: false,
         finished: false,
-        beat: sleep(BEAT),
-        life: deadline(LIFE, until),
+        beat: target.registry.now() + BEAT,
+        end: deadline(&target.registry, LIFE),
     })));
     let map = answer.headers_mut();
     *map = headers::safe();
@@ -68,78 +64,71 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     Ok(answer)
 }
 
-pin_project! {
-    /// A reader of an event stream. It holds a place in the log and one piece of it at most: how slow its client is
-    /// costs the channel nothing.
-    pub(crate) struct EventStream {
-        wait: Wait,
-        route: Arc<Route>,
-        base64: bool,
-        cursor: Option<NonZeroU32>,
-        // What is being written.
-        event: Option<Event>,
-        // The client knows where the tail is.
-        told: bool,
-        finished: bool,
-        #[pin]
-        beat: Sleep,
-        #[pin]
-        life: Option<Sleep>,
-    }
+/// A reader of an event stream. It holds a place in the log and one piece of it at most: how slow its client is
+/// costs the channel nothing.
+pub(crate) struct EventStream {
+    wait: Wait,
+    route: Arc<Route>,
+    base64: bool,
+    cursor: Option<NonZeroU32>,
+    /// What is being written.
+    event: Option<Event>,
+    /// The client knows where the tail is.
+    told: bool,
+    finished: bool,
+    /// When the silence has lasted too long.
+    beat: u64,
+    end: u64,
 }
 
 impl EventStream {
-    pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut this = self.project();
+    pub(super) fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let this = &mut *self;
+        let now = this.wait.registry().now();
         if let Some(frame) = this.event.as_mut().and_then(Iterator::next) {
-            this.beat.reset(Instant::now() + BEAT);
+            this.beat = now + BEAT;
             return Poll::Ready(Some(frame));
         }
-        *this.event = None;
-        if *this.finished {
+        this.event = None;
+        if this.finished {
             return Poll::Ready(None);
         }
-        let mut over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
-        let most = this.route.max_chunk.min(EVENT);
-        let mut polled = this.wait.poll(cx, over, most);
-        if polled.is_pending() && bring_forward(this.life.as_mut().as_pin_mut(), this.wait.until()) {
-            over = this.life.as_mut().as_pin_mut().is_none_or(|life| life.poll(cx).is_ready());
-            polled = this.wait.poll(cx, over, most);
-        }
+        let over = this.end <= now;
+        let polled = this.wait.poll(cx, this.end.min(this.beat), this.route.max_chunk.min(EVENT));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))
-                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
+                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != this.base64) =>
             {
-                *this.finished = true;
+                this.finished = true;
                 return Poll::Ready(None);
             }
             Poll::Ready(Ended::Read(reading)) => {
                 this.wait.go_on(&reading);
                 // Who is behind all the time would never see a quiet moment to end in.
-                *this.finished = reading.closed || over;
-                *this.told = reading.up_to_date;
-                Event::of(reading, *this.cursor, *this.base64)
+                this.finished = reading.closed || over;
+                this.told = reading.up_to_date;
+                Event::of(reading, this.cursor, this.base64)
             }
             // Even if it is over at once: who asked for "now" comes back to there, and misses nothing.
-            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !*this.told => {
-                *this.finished = ended.is_ready();
-                *this.told = true;
-                let cursor = Some(cursor::next(*this.cursor));
+            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !this.told => {
+                this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
+                this.told = true;
+                let cursor = Some(cursor::next(this.cursor));
                 Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
+            }
+            Poll::Ready(Ended::TimedOut(_)) if !over => {
+                this.beat = now + BEAT;
+                return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
             }
             // The client comes back, and is told then.
             Poll::Ready(_) => {
-                *this.finished = true;
+                this.finished = true;
                 return Poll::Ready(None);
-            }
-            Poll::Pending if this.beat.as_mut().poll(cx).is_ready() => {
-                this.beat.reset(Instant::now() + BEAT);
-                return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
             }
             Poll::Pending => return Poll::Pending,
         };
-        this.beat.reset(Instant::now() + BEAT);
+        this.beat = now + BEAT;
         Poll::Ready(this.event.insert(event).next())
     }
 }

@@ -9,6 +9,7 @@
 //! | `map` | names to channels |
 //! | `entry` | one channel: its log and its waiters, behind one lock |
 //! | `waiters` | the list of wakers |
+//! | `alarm` | waking waits when their time is over |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `closing` | ending all waits, at once or spread over time |
@@ -19,8 +20,9 @@
 //! | `limits` | what may grow, and how far |
 //!
 //! Locks are taken in this order, and none of them while a waker runs or is dropped: a shard of the
-//! map, a channel, the queue of expiries.
+//! map, a channel, the queue of expiries. That of an alarm is taken while no other is.
 
+mod alarm;
 mod closing;
 mod create;
 mod delete;
@@ -58,6 +60,7 @@ use crate::{
     engine::{MediaType, Remote, Retention},
     faults::Faults,
 };
+use alarm::Alarms;
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
@@ -68,6 +71,7 @@ use map::Map;
 use origin::Origins;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
+pub(crate) use alarm::NEVER;
 pub(crate) use closing::Drained;
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
@@ -84,6 +88,7 @@ pub(crate) struct Registry {
     map: Map,
     origins: Origins,
     expiries: Expiries,
+    alarms: Arc<Alarms>,
     orphans: Orphans,
     closing: Closing,
     /// The engine that keeps the logs, if that is not this process.
@@ -105,6 +110,7 @@ impl Registry {
             map: Map::new(),
             origins: Origins::new(),
             expiries: Expiries::new(),
+            alarms: Alarms::new(),
             orphans: Orphans::new(),
             closing: Closing::new(),
             remote: None,
@@ -186,13 +192,13 @@ impl Registry {
         seen
     }
 
-    /// Milliseconds since this registry was made. A clock that only ages history; no offset depends on it.
-    fn now(&self) -> u64 {
+    /// Milliseconds since this registry was made. A clock that ages history and ends waits; no offset depends on it.
+    pub(crate) fn now(&self) -> u64 {
         millis(self.began.elapsed())
     }
 
     /// The moment of a time on that clock.
-    pub(crate) fn moment(&self, now: u64) -> Instant {
+    fn moment(&self, now: u64) -> Instant {
         self.began + Duration::from_millis(now)
     }
 }

@@ -5,10 +5,10 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tokio::time::Instant;
 
 use super::{
     Registry,
+    alarm::{Alarm, NEVER},
     entry::Entry,
     follow::Stage,
     waiters::{Key, Standing, Woken},
@@ -20,7 +20,7 @@ use crate::{
     sync::Mutex,
 };
 
-/// A wait for whatever comes after an offset. It has no clock: who polls it says when its time is over.
+/// A wait for whatever comes after an offset. Who polls it says until when.
 ///
 /// Dropping it takes it off the list of waiters in constant time, and takes the channel out of the
 /// map if that was all that kept it there.
@@ -35,8 +35,8 @@ pub(crate) struct Wait {
     admitted: bool,
     /// Off the list, of a channel that is not to vanish with this wait.
     left: bool,
-    /// The channel was last seen to end at a fixed time.
-    dated: bool,
+    /// When its time is over, or the channel's.
+    alarm: Option<Alarm>,
     /// What the engine that keeps the log is asked, if what is held here does not tell.
     question: Option<Box<Question>>,
 }
@@ -66,7 +66,7 @@ impl Wait {
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         let entry = registry.map.enter(name);
         let key = None;
-        Self { registry, entry, after, key, existed, admitted: false, left: false, dated: false, question: None }
+        Self { registry, entry, after, key, existed, admitted: false, left: false, alarm: None, question: None }
     }
 
     /// Goes on after what a poll of it has found.
@@ -77,13 +77,6 @@ impl Wait {
 
     pub(crate) fn after(&self) -> Offset {
         self.after
-    }
-
-    /// When the channel's lifetime ends, if that is fixed. It need not have been when the wait began: somebody may have made
-    /// the channel since.
-    pub(crate) fn until(&self) -> Option<Instant> {
-        let until = if self.dated { self.entry.lock().log.as_ref()?.until } else { None };
-        until.map(|until| self.registry.moment(until))
     }
 
     /// Takes a place among all waits before the first poll does: for who cannot refuse any more by then.
@@ -104,11 +97,16 @@ impl Wait {
         &self.registry
     }
 
-    /// Looks at the channel, and parks if there is nothing. `limit` is as for [`Registry::read`].
+    /// Looks at the channel, and parks if there is nothing, `until` a moment on the registry's clock, of which the task is woken
+    /// too. `limit` is as for [`Registry::read`]. A wait that has timed out can be polled again.
     ///
-    /// The log is looked at *before* `expired` is: what was appended in the microsecond before the time
-    /// was over is an answer, and a time-out never skips it.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, expired: bool, limit: usize) -> Poll<Ended> {
+    /// The clock is read first, and the log is looked at *before* the time is: what was appended in the microsecond before that was
+    /// over is an answer, and a time-out never skips it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with its timer, if it parks until a moment that comes.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, until: u64, limit: usize) -> Poll<Ended> {
         if let Some(answered) = self.poll_question(cx) {
             return Poll::Ready(answered);
         }
@@ -172,10 +170,9 @@ impl Wait {
             if released {
                 return Poll::Ready(Ended::Released(reading));
             }
-            if expired {
+            if until <= now {
                 return Poll::Ready(Ended::TimedOut(reading));
             }
-            self.dated = reading.until.is_some();
             if !self.admitted {
                 if let Err(error) = self.registry.admit(state.waiters.len()) {
                     return Poll::Ready(Ended::Refused(error));
@@ -189,7 +186,18 @@ impl Wait {
                     self.left = false;
                 }
             }
+            drop(state);
+            self.sleep(cx, until.min(reading.until.unwrap_or(NEVER)));
             return Poll::Pending;
+        }
+    }
+
+    /// Has the task woken at a moment too.
+    fn sleep(&mut self, cx: &mut Context<'_>, at: u64) {
+        let registry = &self.registry;
+        match at {
+            NEVER => registry.alarms.clear(&mut self.alarm),
+            at => registry.alarms.set(&mut self.alarm, (at, registry.moment(at)), cx.waker()),
         }
     }
 
@@ -267,6 +275,7 @@ impl Registry {
 
 impl Drop for Wait {
     fn drop(&mut self) {
+        self.registry.alarms.clear(&mut self.alarm);
         if !self.left {
             self.leave();
         }

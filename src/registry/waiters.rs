@@ -55,6 +55,11 @@ pub(super) enum Standing {
 }
 
 impl Waiters {
+    /// A list whose keys fit no list of another round.
+    pub(super) fn of_round(round: u64) -> Self {
+        Self { round, ..Self::default() }
+    }
+
     /// How many are on the list.
     pub(super) fn len(&self) -> usize {
         self.occupied

@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Ended, Limits, Registry, Wait, connect, tend};
+use super::{Ended, Limits, NEVER, Registry, Wait, connect, tend};
 use crate::{
     engine::{Offset, Reading, Remote, Retention, Start},
     faults::{Faults, Rule},
@@ -71,7 +71,7 @@ impl Node {
         let (mut seen, mut next) = self.read(Start::Earliest).await;
         while seen.len() < many {
             let mut wait = self.wait(next);
-            match timeout(patience, poll_fn(|cx| wait.poll(cx, false, ALL))).await {
+            match timeout(patience, poll_fn(|cx| wait.poll(cx, NEVER, ALL))).await {
                 Ok(Ended::Read(reading)) => {
                     next = reading.next;
                     seen.extend(numbers(reading));
@@ -86,12 +86,12 @@ impl Node {
 
 /// Polls a wait once.
 fn poll(wait: &mut Wait) -> Poll<Ended> {
-    wait.poll(&mut Context::from_waker(Waker::noop()), false, ALL)
+    wait.poll(&mut Context::from_waker(Waker::noop()), NEVER, ALL)
 }
 
 /// How a wait ends, if it does within a time.
 async fn ended(wait: &mut Wait, within: Duration) -> Option<Ended> {
-    timeout(within, poll_fn(|cx| wait.poll(cx, false, ALL))).await.ok()
+    timeout(within, poll_fn(|cx| wait.poll(cx, NEVER, ALL))).await.ok()
 }
 
 fn numbers(reading: Reading) -> Vec<u64> {

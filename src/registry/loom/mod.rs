@@ -20,7 +20,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::{Append, Ended, Limits, Registry, Wait};
+use super::{Append, Ended, Limits, NEVER, Registry, Wait};
 use crate::{
     engine::{Batch, Offset, Retention, Start},
     sync::Mutex,
@@ -128,7 +128,7 @@ fn wait(registry: &Arc<Registry>) -> Wait {
 /// The same, as a task.
 fn waiting(registry: &Arc<Registry>) -> Task<impl FnMut(&mut Context<'_>) -> Poll<Ended> + Send + use<>> {
     let mut wait = wait(registry);
-    Task::new(move |cx| wait.poll(cx, false, ALL))
+    Task::new(move |cx| wait.poll(cx, NEVER, ALL))
 }
 
 fn messages_after(registry: &Registry, offset: Offset) -> usize {

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Error,
     engine::{Offset, Reading, Reason, Retention, Start},
-    registry::{Creation, Ended, Registry, Wait},
+    registry::{Creation, Ended, NEVER, Registry, Wait},
 };
 
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl World<'_> {
         let waiting = &mut self.waits[index];
         waiting.bell.0.store(false, Relaxed);
         let waker = Waker::from(waiting.bell.clone());
-        let ended = waiting.wait.poll(&mut Context::from_waker(&waker), over, ALL);
+        let ended = waiting.wait.poll(&mut Context::from_waker(&waker), if over { 0 } else { NEVER }, ALL);
         let place = waiting.place;
         if let Poll::Ready(Ended::Deleted) = ended {
             // It may look at what it was on, which is out of the map, or at what is there now.
