@@ -8,7 +8,7 @@ use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc};
 use crate::{
     Error, Gone, Offset,
     engine::{Reading, Reason, Start},
-    registry::{Ended, NEVER, Registry, Wait},
+    registry::{Begun, Ended, NEVER, Registry},
 };
 
 /// Reads a channel in process: the same log and the same wake-ups as over HTTP.
@@ -99,17 +99,15 @@ impl Subscription {
     async fn next_append(&mut self) -> Result<Option<Reading>, Error> {
         // The least that a read gives is one append.
         const ONE: usize = 0;
-        let reading = self.registry.read_and_follow(&self.name, self.place, ONE).await?;
-        if !reading.is_empty() || reading.closed {
-            return Ok(Some(reading));
-        }
+        let mut wait = match self.registry.read_or_wait_anywhere(&self.name, self.place, ONE).await? {
+            Begun::Read(reading) => return Ok(Some(reading)),
+            Begun::Wait(wait) => wait,
+        };
         // If this is dropped and asked for again, it goes on from here.
-        self.place = Start::After(reading.next);
-        let existed = reading.content_type.is_some();
+        self.place = Start::After(wait.after());
         if self.registry.is_closing() {
             return Err(Error::ShutDown);
         }
-        let mut wait = Wait::new(self.registry.clone(), &self.name, reading.next, existed);
         wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
         match poll_fn(|cx| wait.poll(cx, NEVER, ONE)).await {

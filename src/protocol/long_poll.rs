@@ -47,14 +47,12 @@ pub(crate) struct LongPoll {
 }
 
 impl LongPoll {
-    /// A wait from where a reading that found nothing has ended.
-    pub(super) fn new(target: &Target<'_>, asked: &Asked, reading: &Reading) -> Self {
+    pub(super) fn new(target: &Target<'_>, asked: &Asked, wait: Wait) -> Self {
         let max_wait = target.route.max_wait;
-        let wait = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
-        let existed = reading.content_type.is_some();
+        let longest = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
         Self {
-            wait: Wait::new(Arc::clone(&target.registry), &target.name, reading.next, existed),
-            until: deadline(&target.registry, wait),
+            wait,
+            until: deadline(&target.registry, longest),
             route: Arc::clone(&target.route),
             cursor: asked.cursor,
             preferred: asked.preferred.map(|asked| granted(asked, max_wait)),

@@ -100,8 +100,9 @@ impl<'a> Query<'a> {
 
 /// The pairs of a query. Most have nothing that is encoded, and need not be undone of it byte by byte.
 fn pairs(text: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    text.split('&').filter_map(|pair| {
-        if pair.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
+    let encoded = text.contains('%') || text.contains('+');
+    text.split('&').filter_map(move |pair| {
+        if encoded {
             return form_urlencoded::parse(pair.as_bytes()).next();
         }
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -11,38 +11,40 @@ use super::{
 };
 use crate::{
     Error, Outcome,
-    engine::{Gone, Reading, Reason, Start},
+    engine::{Gone, Reason, Start},
+    registry::Begun,
 };
 
 pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>) -> Reply {
     if target.registry.remote().is_none() {
-        let read = target.registry.read(&target.name, asked.start, target.route.max_chunk).map_err(Error::Gone);
-        return go_on(&target, &asked, read, seen.as_ref());
+        let (name, limit) = (&target.name, target.route.max_chunk);
+        let begun = match asked.live {
+            Some(Live::LongPoll) => target.registry.read_or_wait(name, asked.start, limit),
+            Some(Live::Sse) | None => target.registry.read(name, asked.start, limit).map(Begun::Read),
+        };
+        return go_on(&target, &asked, begun.map_err(Error::Gone), seen.as_ref());
     }
     let target = target.own();
     Reply::Later(Box::pin(async move {
         let (name, limit) = (&target.name, target.route.max_chunk);
-        let read = match asked.live {
-            None => target.registry.read_anywhere(name, asked.start, limit).await,
-            Some(_) => target.registry.read_and_follow(name, asked.start, limit).await,
+        let begun = match asked.live {
+            Some(Live::LongPoll) => target.registry.read_or_wait_anywhere(name, asked.start, limit).await,
+            Some(Live::Sse) => target.registry.read_and_follow(name, asked.start, limit).await.map(Begun::Read),
+            None => target.registry.read_anywhere(name, asked.start, limit).await.map(Begun::Read),
         };
-        go_on(&target, &asked, read, seen.as_ref())
+        go_on(&target, &asked, begun, seen.as_ref())
     }))
 }
 
-fn go_on(target: &Target<'_>, asked: &Asked, read: Result<Reading, Error>, seen: Option<&HeaderValue>) -> Reply {
-    let reading = match read {
-        Ok(reading) if reading.content_type.is_none() && target.route.strict => {
-            return target.reply(Err(Problem::not_found()));
-        }
-        Ok(reading) => reading,
+fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: Option<&HeaderValue>) -> Reply {
+    let reading = match begun {
+        Ok(begun) if target.route.strict && !begun.found() => return target.reply(Err(Problem::not_found())),
+        Ok(Begun::Wait(wait)) => return Reply::Wait(Box::pin(LongPoll::new(target, asked, wait))),
+        Ok(Begun::Read(reading)) => reading,
         Err(Error::Gone(gone)) => return target.reply(Err(gone_or_unknown(target, &gone))),
         Err(error) => return target.reply(Err(error.into())),
     };
     match asked.live {
-        Some(Live::LongPoll) if reading.is_empty() && !reading.closed => {
-            Reply::Wait(Box::pin(LongPoll::new(target, asked, &reading)))
-        }
         Some(Live::LongPoll) => target.reply(Ok(long_poll::at_once(target, asked, reading, seen))),
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
         // Where "now" is changes with time, so what is read from there has no name to be cached under.

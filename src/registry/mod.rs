@@ -75,7 +75,7 @@ pub(crate) use alarm::NEVER;
 pub(crate) use closing::Drained;
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
-pub(crate) use read::Peek;
+pub(crate) use read::{Begun, Peek};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use wait::{Ended, Wait};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Lifetime, Registry,
+    Lifetime, Registry, Wait,
     entry::{Entry, State},
     origin::Bucket,
 };
@@ -19,6 +19,22 @@ impl Registry {
             Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, limit, now)),
             None => look_at_nothing(self.origin(name), start),
         }
+    }
+
+    /// The same, as a wait if there is nothing and the stream has not ended: one look at the map serves both.
+    pub(crate) fn read_or_wait(self: &Arc<Self>, name: &str, start: Start, limit: usize) -> Result<Begun, Gone> {
+        let now = self.now();
+        self.step(now);
+        let found = self.map.find(name);
+        let reading = match &found {
+            Some(entry) => self.visit(entry, |state| self.look(entry, state, start, limit, now))?,
+            None => look_at_nothing(self.origin(name), start)?,
+        };
+        if !reading.is_empty() || reading.closed {
+            return Ok(Begun::Read(reading));
+        }
+        let entry = found.unwrap_or_else(|| self.map.enter(name));
+        Ok(Begun::Wait(Wait::on(entry, self.clone(), reading.next, reading.content_type.is_some())))
     }
 
     /// What a channel is, without touching it: looking does not keep it alive. `None` if nobody has made it.
@@ -89,6 +105,22 @@ fn look_at_nothing(origin: Offset, start: Start) -> Result<Reading, Gone> {
     match start {
         Start::After(offset) if offset != origin => Err(Gone::new(Reason::Unknown, origin, origin)),
         _ => Ok(Reading::unknown(origin)),
+    }
+}
+
+/// What comes of a read that may wait.
+pub(crate) enum Begun {
+    Read(Reading),
+    Wait(Wait),
+}
+
+impl Begun {
+    /// Whether somebody has made the channel.
+    pub(crate) fn found(&self) -> bool {
+        match self {
+            Self::Read(reading) => reading.content_type.is_some(),
+            Self::Wait(wait) => wait.existed(),
+        }
     }
 }
 

@@ -64,9 +64,18 @@ pub(crate) enum Ended {
 impl Wait {
     /// A wait for what comes after a place that a reading gave; `existed` says whether that found a channel.
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
-        let entry = registry.map.enter(name);
-        let key = None;
-        Self { registry, entry, after, key, existed, admitted: false, left: false, alarm: None, question: None }
+        Self::on(registry.map.enter(name), registry, after, existed)
+    }
+
+    /// The same, for who has the entry at hand. It may have left the map meanwhile.
+    pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
+        let (key, alarm, question) = (None, None, None);
+        Self { registry, entry, after, key, existed, admitted: false, left: false, alarm, question }
+    }
+
+    /// Whether somebody had made the channel when it began.
+    pub(crate) fn existed(&self) -> bool {
+        self.existed
     }
 
     /// Goes on after what a poll of it has found.

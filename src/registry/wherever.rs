@@ -1,6 +1,8 @@
 //! What can be done with a channel, wherever its log is kept: here, in one step, or by an engine that is asked.
 
-use super::{Append, Appended, Created, Creation, Peek, Registry, lifetime::ends_in};
+use std::sync::Arc;
+
+use super::{Append, Appended, Begun, Created, Creation, Peek, Registry, Wait, lifetime::ends_in};
 use crate::{
     Error,
     engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
@@ -91,6 +93,23 @@ impl Registry {
             }
         }
         Ok(reading)
+    }
+
+    /// [`read_or_wait`](Self::read_or_wait), wherever the log is.
+    pub(crate) async fn read_or_wait_anywhere(
+        self: &Arc<Self>,
+        name: &str,
+        start: Start,
+        limit: usize,
+    ) -> Result<Begun, Error> {
+        if self.remote().is_none() {
+            return self.read_or_wait(name, start, limit).map_err(Error::Gone);
+        }
+        let reading = self.read_and_follow(name, start, limit).await?;
+        if !reading.is_empty() || reading.closed {
+            return Ok(Begun::Read(reading));
+        }
+        Ok(Begun::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
     }
 
     /// What an engine has read, on this registry's clock.

@@ -20,7 +20,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::{Append, Ended, Limits, NEVER, Registry, Wait};
+use super::{Append, Begun, Ended, Limits, NEVER, Registry, Wait};
 use crate::{
     engine::{Batch, Offset, Retention, Start},
     sync::Mutex,
@@ -121,8 +121,10 @@ fn publish(registry: &Registry) -> Offset {
 
 /// A wait for what comes next.
 fn wait(registry: &Arc<Registry>) -> Wait {
-    let reading = registry.read(NAME, Start::Tail, ALL).unwrap();
-    Wait::new(registry.clone(), NAME, reading.next, reading.content_type.is_some())
+    match registry.read_or_wait(NAME, Start::Tail, ALL) {
+        Ok(Begun::Wait(wait)) => wait,
+        _ => panic!("there is nothing after the tail"),
+    }
 }
 
 /// The same, as a task.

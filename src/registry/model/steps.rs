@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Error,
     engine::{Offset, Reading, Reason, Retention, Start},
-    registry::{Creation, Ended, NEVER, Registry, Wait},
+    registry::{Begun, Creation, Ended, NEVER, Registry, Wait},
 };
 
 #[derive(Clone, Debug)]
@@ -127,7 +127,11 @@ impl World<'_> {
         match (self.model.read(place, limit), reading) {
             (Ok(expected), Ok(reading)) if expected.texts.is_empty() && !expected.closed => {
                 self.came_true("a read that finds nothing");
-                let wait = Wait::new(self.registry.clone(), NAME, reading.next, existed);
+                let wait = match self.registry.read_or_wait(NAME, Start::After(offset), limit) {
+                    Ok(Begun::Wait(wait)) => wait,
+                    _ => panic!("it found nothing just now"),
+                };
+                assert_eq!((wait.after(), wait.existed()), (reading.next, existed));
                 let place = expected.next;
                 self.same(expected, reading);
                 let bell = Arc::default();
