@@ -8,6 +8,8 @@ type Source = Box<dyn error::Error + Send + Sync>;
 
 /// Why a channel did not do what it was asked to. Nothing was changed, save where [`Uncertain`](Self::Uncertain) says so.
 ///
+/// What another library says of it is its [`source`](error::Error::source), and not in its text.
+///
 /// ```
 /// use tower_comet::{Comet, Error};
 ///
@@ -84,10 +86,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name => f.write_str("the channel's name is empty, too long, or has a control character in it"),
-            Self::Pattern(source) => write!(f, "the pattern is malformed: {source}"),
+            Self::Pattern(_) => f.write_str("the pattern is malformed"),
             Self::MediaType => f.write_str("the content type is malformed"),
-            Self::Encode(source) => write!(f, "the value could not be written as JSON: {source}"),
-            Self::Json(source) => write!(f, "the bytes are not JSON: {source}"),
+            Self::Encode(_) => f.write_str("the value could not be written as JSON"),
+            Self::Json(_) => f.write_str("the bytes are not JSON"),
             Self::Empty => f.write_str("there is nothing to append"),
             Self::TooLarge { limit } => write!(f, "the append is larger than {limit} bytes"),
             Self::ContentType { holds } => write!(f, "the channel holds {holds}"),
@@ -114,7 +116,6 @@ impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::Pattern(source) | Self::Encode(source) | Self::Json(source) => Some(&**source),
-            Self::Gone(gone) => Some(gone),
             _ => None,
         }
     }

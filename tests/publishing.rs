@@ -148,7 +148,7 @@ struct Unwritable;
 
 impl Serialize for Unwritable {
     fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
-        Err(serde::ser::Error::custom("no"))
+        Err(serde::ser::Error::custom("of no kind that can be written"))
     }
 }
 
@@ -166,7 +166,13 @@ async fn each_error_says_what_is_wrong_and_nothing_was_changed() {
     macro_rules! refused {
         ($($change:expr => $error:pat),* $(,)?) => {$(
             match $change.await {
-                Err(error @ $error) => assert!(!error.to_string().is_empty()),
+                Err(error @ $error) => {
+                    let said = error.to_string();
+                    assert!(!said.is_empty());
+                    // Or who prints the whole chain would say it twice.
+                    let source = std::error::Error::source(&error).map(|source| source.to_string());
+                    assert!(source.is_none_or(|source| !said.contains(&source)), "{said}");
+                }
                 other => panic!("{}: {other:?}", stringify!($change)),
             }
         )*};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use std::borrow::Cow;
+use std::{borrow::Cow, error::Error as _};
 
 use super::{Answer, Payload, headers};
 use crate::{Denied, Error, Gone, Limit, Offset, Outcome, Route, access::DeniedKind, registry::Ended};
@@ -146,7 +146,7 @@ impl Problem {
 /// What the registry refuses, as the wire says it.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        let detail = error.to_string();
+        let detail = error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
         match error {
             Error::Name => Self::bad_request("name", detail),
             Error::Json(_) => Self::bad_request("json", detail),
