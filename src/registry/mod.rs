@@ -143,7 +143,12 @@ impl Registry {
 
     /// Whether a channel may have this name.
     pub(crate) fn check_name(&self, name: &str) -> Result<(), Error> {
-        if name.is_empty() || name.len() > self.limits.name || name.chars().any(char::is_control) {
+        let controls = if name.is_ascii() {
+            name.bytes().any(|byte| byte.is_ascii_control())
+        } else {
+            name.chars().any(char::is_control)
+        };
+        if name.is_empty() || name.len() > self.limits.name || controls {
             return Err(Error::Name);
         }
         Ok(())
