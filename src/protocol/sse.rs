@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Answer, Payload, Target, cursor,
-    deadline::deadline,
+    deadline::{after, deadline},
     event::{Control, Event},
     headers,
     problem::Problem,
@@ -31,7 +31,7 @@ const LIFE: Duration = Duration::from_secs(60);
 /// The bytes of messages in one event: what a reader that stops reading holds by itself.
 const EVENT: usize = 64 * 1024;
 
-/// A line after so many milliseconds of silence shows both ends that the other is there.
+/// A line after about so many milliseconds of silence shows both ends that the other is there.
 const BEAT: u64 = 15_000;
 
 /// Begins an event stream where a reading began.
@@ -48,7 +48,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         event: None,
         told: false,
         finished: false,
-        beat: target.registry.now() + BEAT,
+        beat: after(target.registry.now(), BEAT),
         end: deadline(&target.registry, LIFE),
     })));
     let map = answer.headers_mut();
@@ -86,7 +86,7 @@ impl EventStream {
         let this = &mut *self;
         let now = this.wait.registry().now();
         if let Some(frame) = this.event.as_mut().and_then(Iterator::next) {
-            this.beat = now + BEAT;
+            this.beat = after(now, BEAT);
             return Poll::Ready(Some(frame));
         }
         this.event = None;
@@ -118,7 +118,7 @@ impl EventStream {
                 Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
             }
             Poll::Ready(Ended::TimedOut(_)) if !over => {
-                this.beat = now + BEAT;
+                this.beat = after(now, BEAT);
                 return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
             }
             // The client comes back, and is told then.
@@ -128,7 +128,7 @@ impl EventStream {
             }
             Poll::Pending => return Poll::Pending,
         };
-        this.beat = now + BEAT;
+        this.beat = after(now, BEAT);
         Poll::Ready(this.event.insert(event).next())
     }
 }
