@@ -126,38 +126,38 @@ impl Future for Change {
             return running.as_mut().poll(cx);
         }
         let what = this.what.take().expect("`Change` polled after it was ready");
-        let change = what.make(this.registry.clone(), this.name.clone());
         if this.registry.remote().is_none() {
             // All of it is done in one poll.
-            return pin!(change).poll(cx);
+            return pin!(what.make(&this.registry, &this.name)).poll(cx);
         }
+        let (registry, name) = (this.registry.clone(), this.name.clone());
+        let change = async move { what.make(&registry, &name).await };
         this.running.insert(Box::pin(change)).as_mut().poll(cx)
     }
 }
 
 impl What {
-    async fn make(self, registry: Arc<Registry>, name: Arc<str>) -> Result<Offset, Error> {
+    async fn make(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
         match self {
             Self::Append { batch, close, stamp, again } => {
-                let batch = batch?;
-                append(&registry, &name, batch.as_ref(), close, stamp.as_ref(), again).await
+                append(registry, name, batch?, close, stamp.as_ref(), again).await
             }
             Self::Bytes(bytes) => {
                 let appended = match Batch::json(&bytes) {
-                    Ok(batch) => append(&registry, &name, Some(&batch), false, None, false).await,
+                    Ok(batch) => append(registry, name, Some(batch), false, None, false).await,
                     Err(error) => Err(error),
                 };
                 // Most channels are JSON: whether this one is not is asked only when that was refused.
                 let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
-                match registry.peek_anywhere(&name).await? {
+                match registry.peek_anywhere(name).await? {
                     Some(known) if !is_json(&known.content_type) => {
-                        append(&registry, &name, Some(&Batch::bytes(bytes)?), false, None, false).await
+                        append(registry, name, Some(Batch::bytes(bytes)?), false, None, false).await
                     }
                     _ => appended,
                 }
             }
-            Self::Create(creation) => registry.create_anywhere(&name, &creation).await.map(|created| created.tail),
-            Self::Delete => registry.delete_anywhere(&name).await,
+            Self::Create(creation) => registry.create_anywhere(name, &creation).await.map(|created| created.tail),
+            Self::Delete => registry.delete_anywhere(name).await,
         }
     }
 }
@@ -165,13 +165,13 @@ impl What {
 async fn append(
     registry: &Registry,
     name: &str,
-    batch: Option<&Batch>,
+    batch: Option<Batch>,
     close: bool,
     stamp: Option<&Stamp>,
     again: bool,
 ) -> Result<Offset, Error> {
     let append = Append { batch, create: Some(registry.json()), close, stamp, ..Append::default() };
-    match registry.append_anywhere(name, &append).await? {
+    match registry.append_anywhere(name, append).await? {
         // Nothing else is sent twice in process: somebody has the same id and epoch.
         Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
             if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
@@ -247,8 +247,8 @@ async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), E
     let (mut reached, mut full) = (0, None);
     for name in registry.names_anywhere().await?.iter().filter(|name| pattern.at(name).is_ok()) {
         let create = Some(registry.json());
-        let append = Append { batch: Some(&batch), create, ..Append::default() };
-        match registry.append_anywhere(name, &append).await {
+        let append = Append { batch: Some(batch.clone()), create, ..Append::default() };
+        match registry.append_anywhere(name, append).await {
             Ok(_) => reached += 1,
             // Not meant, or too late.
             Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}
@@ -265,7 +265,7 @@ impl fmt::Debug for Broadcast {
     }
 }
 
-/// Runs a future on this thread, which sleeps between two polls.
+/// Runs a future on this thread, which sleeps between two polls. In memory there is but one.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 
@@ -276,6 +276,9 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 
     let mut future = pin!(future);
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {

@@ -122,7 +122,7 @@ mod tests {
 
     impl Remote for Engine {
         fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-            let done = self.logs.append(name, append);
+            let done = self.logs.append(name, append.clone());
             match self.how.load(Relaxed) {
                 ANSWERS => Box::pin(ready(done)),
                 IS_LOST => Box::pin(ready(Err(Error::Uncertain))),

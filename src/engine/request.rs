@@ -9,10 +9,10 @@ use std::{
 use super::{Batch, MediaType, Offset, Stamp, Start};
 
 /// What is to be appended, and on which terms.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Append<'a> {
     /// Without it, the stream is only closed.
-    pub(crate) batch: Option<&'a Batch>,
+    pub(crate) batch: Option<Batch>,
     /// The type that the sender says the content has. In process nothing is said: the channel's is meant.
     pub(crate) content_type: Option<&'a str>,
     /// The type to make an unknown channel with. Without it, unknown is an error.

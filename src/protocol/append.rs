@@ -73,8 +73,9 @@ where
 async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
     let Target { registry, route, name, .. } = target;
     let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes).await?) };
+    let content = batch.is_some();
     let append = Append {
-        batch: batch.as_ref(),
+        batch,
         content_type: asked.content_type.as_deref(),
         // A strict route appends to what was created; a comet route creates by appending.
         create: (!route.strict).then_some(&route.content_type),
@@ -82,8 +83,8 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
         seq: asked.seq.as_deref(),
         stamp: asked.stamp.as_ref(),
     };
-    match registry.append_anywhere(name, &append).await {
-        Ok(done) => Ok(appended(&done, batch.is_some())),
+    match registry.append_anywhere(name, append).await {
+        Ok(done) => Ok(appended(&done, content)),
         Err(Error::Closed) => {
             let end = registry.peek_anywhere(name).await?.map(|channel| channel.tail);
             Err(Problem::closed(end.unwrap_or_else(|| registry.origin(name))))

@@ -27,7 +27,7 @@ impl Registry {
         }
         let source = creation.fork.as_ref().map(|fork| self.source(fork)).transpose()?;
         let content_type = content_type(creation, source.as_ref())?;
-        let content = Batch::initial(creation.content.clone(), &content_type)?;
+        let mut content = Batch::initial(creation.content.clone(), &content_type)?;
         if content.as_ref().is_some_and(|content| content.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
@@ -44,9 +44,7 @@ impl Registry {
             kept.explicit = true;
             kept.lifetime = lifetime;
             kept.until = self.end_of(lifetime);
-            if let Some(content) = &content {
-                self.add(kept, content, now)?;
-            }
+            self.add(kept, &mut content, now)?;
             if creation.closed {
                 kept.log.close(now);
             }

@@ -11,13 +11,13 @@ use crate::{
 
 impl Registry {
     /// [`append`](Self::append), wherever the log is.
-    pub(crate) async fn append_anywhere(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+    pub(crate) async fn append_anywhere(&self, name: &str, append: Append<'_>) -> Result<Appended, Error> {
         let Some(remote) = self.remote() else { return self.append(name, append) };
         self.check_name(name)?;
-        if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
+        if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
-        let appended = remote.append(name, append).await?;
+        let appended = remote.append(name, &append).await?;
         if append.batch.is_some() && !appended.duplicate {
             self.usage.count_append();
         }

@@ -14,14 +14,14 @@ use crate::{
 
 impl Registry {
     /// Appends, closes, or both in one step, and wakes whoever waits.
-    pub(crate) fn append(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+    pub(crate) fn append(&self, name: &str, mut append: Append<'_>) -> Result<Appended, Error> {
         self.check_name(name)?;
-        if append.batch.is_some_and(|batch| batch.size() > self.limits.append) {
+        if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
         self.change(name, |entry, state, now| {
             let kept = self.log(entry, state, append.create, now)?;
-            let appended = self.append_to(kept, append, now)?;
+            let appended = self.append_to(kept, &mut append, now)?;
             kept.touched = now;
             if appended.duplicate {
                 return Ok((appended, Woken::nobody()));
@@ -32,12 +32,12 @@ impl Registry {
     }
 
     /// In the order of the protocol: closed, type, producer, sequence (Durable Streams, section 5.2). What is
-    /// refused changes nothing.
-    fn append_to(&self, kept: &mut Kept, append: &Append<'_>, now: u64) -> Result<Appended, Error> {
+    /// refused changes nothing, and leaves the batch to be tried again.
+    fn append_to(&self, kept: &mut Kept, append: &mut Append<'_>, now: u64) -> Result<Appended, Error> {
         if kept.log.is_closed() {
             return repeated(&kept.log, append);
         }
-        if let Some(batch) = append.batch {
+        if let Some(batch) = &append.batch {
             let typed = append.content_type.is_none_or(|said| same_type(said, kept.log.content_type()));
             if !typed || !kept.log.takes(batch) {
                 return Err(Error::ContentType { holds: kept.log.content_type().to_string() });
@@ -52,9 +52,7 @@ impl Registry {
         if let (Some(seq), Some(writers)) = (append.seq, kept.log.writers()) {
             writers.check_seq(seq)?;
         }
-        if let Some(batch) = append.batch {
-            self.add(kept, batch, now)?;
-        }
+        self.add(kept, &mut append.batch, now)?;
         if let Some(seq) = append.seq {
             kept.log.writers_mut().note_seq(seq);
         }
@@ -73,13 +71,18 @@ impl Registry {
         Ok(Appended { tail: kept.log.tail(), closed: append.close, accepted, duplicate: false })
     }
 
-    /// Adds a batch to a log, within the limit on all history.
-    pub(super) fn add(&self, kept: &mut Kept, batch: &Batch, now: u64) -> Result<(), Error> {
+    /// Adds a batch to a log, if there is one and within the limit on all history.
+    ///
+    /// It is moved, not shared: a text that nobody shares yet needs no count of who does.
+    pub(super) fn add(&self, kept: &mut Kept, batch: &mut Option<Batch>, now: u64) -> Result<(), Error> {
+        let Some(adds) = batch else { return Ok(()) };
         self.expire(kept, now);
-        let weight = kept.log.weigh(batch, &self.retention);
+        let weight = kept.log.weigh(adds, &self.retention);
         self.usage.admit_history(&self.limits, weight.adds, weight.frees).map_err(Error::Full)?;
-        kept.log.append(batch.clone(), &weight, now);
-        self.usage.count_append();
+        if let Some(batch) = batch.take() {
+            kept.log.append(batch, &weight, now);
+            self.usage.count_append();
+        }
         Ok(())
     }
 
@@ -87,10 +90,10 @@ impl Registry {
     pub(super) fn change<T>(
         &self,
         name: &str,
-        change: impl Fn(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
+        mut change: impl FnMut(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
     ) -> Result<T, Error> {
         let now = self.now();
-        let attempt = || {
+        let mut attempt = || {
             self.edit(name, |entry, state| {
                 // One whose lifetime is over is none.
                 let fresh = self.living(state, now).is_none();

@@ -44,7 +44,7 @@ impl Redis {
         let mut script = self.script(&self.scripts.append, name);
         script.arg(self.keys.topic(name));
         script.arg(append.create.map_or("", |create| &**create)).arg(append.content_type.unwrap_or_default());
-        content(&mut script, append.batch);
+        content(&mut script, append.batch.as_ref());
         script.arg(u8::from(append.close)).arg(append.seq.unwrap_or_default());
         match append.stamp {
             Some(stamp) => script.arg(&*stamp.id).arg(stamp.epoch).arg(stamp.seq),

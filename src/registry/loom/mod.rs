@@ -115,8 +115,8 @@ fn registry_with_history() -> Arc<Registry> {
 
 fn publish(registry: &Registry) -> Offset {
     let batch = Batch::value("news").unwrap();
-    let append = Append { batch: Some(&batch), create: Some(registry.json()), ..Append::default() };
-    registry.append(NAME, &append).unwrap().tail
+    let append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
+    registry.append(NAME, append).unwrap().tail
 }
 
 /// A wait for what comes next.
