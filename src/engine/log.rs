@@ -171,7 +171,9 @@ impl Log {
             return;
         }
         self.floor = Offset::new(self.floor.position() + count as u64, self.entries[count - 1].fingerprint);
-        self.bytes -= self.entries.drain(..count).map(|entry| entry.data.len()).sum::<usize>();
+        for entry in std::iter::from_fn(|| self.entries.pop_front()).take(count) {
+            self.bytes -= entry.data.len();
+        }
         // A burst that has aged out gives its memory back.
         if self.entries.capacity() > 32 && self.entries.len() < self.entries.capacity() / 4 {
             self.entries.shrink_to(self.entries.len() * 2);

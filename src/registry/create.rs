@@ -42,15 +42,14 @@ impl Registry {
                 None => Log::new(content_type.clone(), origin, now),
             })?;
             kept.explicit = true;
-            kept.lifetime = lifetime;
-            kept.until = self.end_of(lifetime);
+            kept.set_lifetime(lifetime, self.end_of(lifetime));
             self.add(kept, &mut content, now)?;
             if creation.closed {
                 kept.log.close(now);
             }
             if let (Some(fork), Some(source)) = (&creation.fork, &source) {
                 source.parent.keep();
-                kept.origin = Some(Box::new(Origin { fork: fork.clone(), parent: source.parent.parent() }));
+                kept.special_mut().origin = Some(Origin { fork: fork.clone(), parent: source.parent.parent() });
             }
             self.requeue(kept, entry);
             let created = Created { fresh: true, ..kept.describe() };
@@ -85,7 +84,7 @@ impl Registry {
             self.usage.leave_channel();
             return Err(Error::Full(limit));
         }
-        let kept = state.log.insert(Box::new(Kept::new(log, bucket, now)));
+        let kept = state.log.insert(Kept::new(log, bucket, now));
         self.queue(kept, entry);
         Ok(kept)
     }
@@ -95,14 +94,14 @@ impl Registry {
         let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
         let source = self.visit(&entry, |state| {
             let kept = self.living(state, self.now()).ok_or(Error::Unknown)?;
-            if kept.buried {
+            if kept.is_buried() {
                 return Err(Error::Conflict);
             }
             let branch = kept.log.branch(fork.at.unwrap_or(Start::Tail), fork.part)?;
-            kept.forks += 1;
+            kept.special_mut().forks += 1;
             let parent = Parent { entry: entry.clone(), log: kept.log.id() };
             let parent = Counted { registry: self, parent, kept: false.into() };
-            Ok(Source { branch, lifetime: kept.lifetime, parent })
+            Ok(Source { branch, lifetime: kept.special().lifetime, parent })
         })?;
         Ok(Source { branch: source.branch.cut()?, ..source })
     }
@@ -158,13 +157,16 @@ impl Kept {
 
     /// Whether it was created like this: the type, the lifetime, whether it is closed now, and what it is a fork of.
     fn compare(&mut self, creation: &Creation) -> Result<Created, Error> {
-        let same = !self.buried
+        let special = self.special();
+        let same = !special.buried
             && creation.content_type.as_ref().is_none_or(|said| same_type(said, self.log.content_type()))
-            && creation.lifetime.map_or(creation.fork.is_some() || self.lifetime == Lifetime::Unbounded, |lifetime| {
-                lifetime == self.lifetime
-            })
+            && creation
+                .lifetime
+                .map_or(creation.fork.is_some() || special.lifetime == Lifetime::Unbounded, |lifetime| {
+                    lifetime == special.lifetime
+                })
             && creation.closed == self.log.is_closed()
-            && creation.fork.as_ref() == self.origin.as_ref().map(|origin| &origin.fork);
+            && creation.fork.as_ref() == special.origin.as_ref().map(|origin| &origin.fork);
         if !same {
             return Err(Error::Conflict);
         }

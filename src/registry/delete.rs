@@ -20,7 +20,7 @@ impl Registry {
         self.check_name(name)?;
         let deleted = self.change(name, |_, state, now| {
             let kept = self.living(state, now).ok_or(Error::Unknown)?;
-            if kept.buried {
+            if kept.is_buried() {
                 return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
             }
             let tail = kept.log.tail();
@@ -34,8 +34,8 @@ impl Registry {
     /// Takes a log out of its channel, or, if it has forks, what it holds out of the log.
     pub(super) fn bury(&self, state: &mut State) {
         match &mut state.log {
-            Some(kept) if kept.forks > 0 => {
-                kept.buried = true;
+            Some(kept) if kept.special().forks > 0 => {
+                kept.special_mut().buried = true;
                 self.unqueue(kept);
                 self.usage.leave_history(kept.log.clear());
             }
@@ -44,7 +44,7 @@ impl Registry {
     }
 
     /// Takes a log out of its channel.
-    pub(super) fn forget(&self, state: &mut State) -> Option<Box<Kept>> {
+    pub(super) fn forget(&self, state: &mut State) -> Option<Kept> {
         let mut kept = state.log.take()?;
         self.unqueue(&mut kept);
         self.usage.leave_history(kept.log.cost());
@@ -53,7 +53,7 @@ impl Registry {
             // Whoever has been away since before all that is to be told.
             self.origins.forget(kept.bucket);
         }
-        if let Some(origin) = &kept.origin {
+        if let Some(origin) = &kept.special().origin {
             self.orphans.push(origin.parent.clone());
         }
         Some(kept)
@@ -65,8 +65,9 @@ impl Registry {
         while let Some(parent) = self.orphans.pop() {
             let mut state = parent.entry.lock();
             let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == parent.log) else { continue };
-            kept.forks -= 1;
-            if kept.buried && kept.forks == 0 {
+            let special = kept.special_mut();
+            special.forks -= 1;
+            if special.buried && special.forks == 0 {
                 self.forget(&mut state);
             }
             let vacant = state.is_vacant();

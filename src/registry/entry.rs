@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Fork, Lifetime, follow::Follow, origin::Bucket, waiters::Waiters};
+use super::{Fork, Lifetime, expiry::Ticket, follow::Follow, origin::Bucket, waiters::Crowd};
 use crate::{
     engine::{Log, Offset},
     sync::{Mutex, MutexGuard},
@@ -16,8 +16,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct State {
     /// What was appended; `None` while nobody has made the channel.
-    pub(super) log: Option<Box<Kept>>,
-    pub(super) waiters: Waiters,
+    pub(super) log: Option<Kept>,
+    pub(super) waiters: Crowd,
     /// Whether what is published elsewhere is heard here.
     pub(super) follow: Option<Box<Follow>>,
     /// Out of the map: whoever still finds this entry looks its name up again.
@@ -27,37 +27,55 @@ pub(super) struct State {
 /// A log, and how long it is kept.
 pub(super) struct Kept {
     pub(super) log: Log,
+    /// When it was last read or written, on the registry's clock.
+    pub(super) touched: u64,
+    /// Its place in the queue of expiries.
+    pub(super) due: Option<Ticket>,
+    special: Option<Box<Special>>,
     pub(super) bucket: Bucket,
     /// Created by name rather than by an append: it stays until it is deleted.
     pub(super) explicit: bool,
+}
+
+/// What few channels have: the others do not hold room for it.
+pub(super) struct Special {
     pub(super) lifetime: Lifetime,
     /// The end of the lifetime, if that is fixed, in milliseconds on the registry's clock.
     pub(super) until: Option<u64>,
-    /// When it was last read or written, on that clock.
-    pub(super) touched: u64,
-    /// When the queue of expiries will look at it.
-    pub(super) due: Option<u64>,
     /// How many forks of it there are.
     pub(super) forks: usize,
     /// Deleted, but its name is taken for as long as it has forks.
     pub(super) buried: bool,
-    pub(super) origin: Option<Box<Origin>>,
+    pub(super) origin: Option<Origin>,
+}
+
+impl Special {
+    const NOTHING: Self = Self { lifetime: Lifetime::Unbounded, until: None, forks: 0, buried: false, origin: None };
 }
 
 impl Kept {
     pub(super) fn new(log: Log, bucket: Bucket, now: u64) -> Self {
-        Self {
-            log,
-            bucket,
-            explicit: false,
-            lifetime: Lifetime::Unbounded,
-            until: None,
-            touched: now,
-            due: None,
-            forks: 0,
-            buried: false,
-            origin: None,
+        Self { log, touched: now, due: None, special: None, bucket, explicit: false }
+    }
+
+    pub(super) fn special(&self) -> &Special {
+        static NOTHING: Special = Special::NOTHING;
+        self.special.as_deref().unwrap_or(&NOTHING)
+    }
+
+    pub(super) fn special_mut(&mut self) -> &mut Special {
+        self.special.get_or_insert_with(|| Box::new(Special::NOTHING))
+    }
+
+    pub(super) fn set_lifetime(&mut self, lifetime: Lifetime, until: Option<u64>) {
+        if (lifetime, until) != (self.special().lifetime, self.special().until) {
+            let special = self.special_mut();
+            (special.lifetime, special.until) = (lifetime, until);
         }
+    }
+
+    pub(super) fn is_buried(&self) -> bool {
+        self.special().buried
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU64,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -24,9 +25,32 @@ const STEP: usize = 2;
 
 /// The logs by the time when they are worth a look. Each log is in here at most once.
 pub(super) struct Expiries {
-    queue: Mutex<BTreeMap<(u64, u64), Weak<Entry>>>,
+    queue: Mutex<BTreeMap<Ticket, Weak<Entry>>>,
     /// When the first is due, to be read without the lock.
     first: AtomicU64,
+}
+
+/// A place in the queue: the time, and what tells those of one time apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(NonZeroU64);
+
+impl Ticket {
+    /// Leaves 42 bits for the time: 139 years of milliseconds.
+    const TIE: u32 = 22;
+
+    fn new(due: u64, tie: u64) -> Self {
+        // What is later than that is never, with room for the next.
+        let time = due.min((u64::MAX >> Self::TIE) - 1) << Self::TIE;
+        Self(NonZeroU64::MIN.saturating_add(time | tie & ((1 << Self::TIE) - 1)))
+    }
+
+    fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    fn due(self) -> u64 {
+        (self.0.get() - 1) >> Self::TIE
+    }
 }
 
 impl Expiries {
@@ -34,34 +58,37 @@ impl Expiries {
         Self { queue: Mutex::new(BTreeMap::new()), first: AtomicU64::new(u64::MAX) }
     }
 
-    fn insert(&self, due: u64, log: u64, entry: Weak<Entry>) {
+    fn insert(&self, due: u64, entry: Weak<Entry>) -> Ticket {
         let mut queue = self.queue.lock();
-        queue.insert((due, log), entry);
+        // At random, which also fills the tree better than in the order of time.
+        let mut ticket = Ticket::new(due, fastrand::u64(..));
+        while queue.contains_key(&ticket) {
+            ticket = ticket.next();
+        }
+        queue.insert(ticket, entry);
+        self.note_first(&queue);
+        ticket
+    }
+
+    fn remove(&self, ticket: Ticket) {
+        let mut queue = self.queue.lock();
+        queue.remove(&ticket);
         self.note_first(&queue);
     }
 
-    fn remove(&self, due: u64, log: u64) {
-        let mut queue = self.queue.lock();
-        queue.remove(&(due, log));
-        self.note_first(&queue);
-    }
-
-    fn pop_due(&self, now: u64) -> Option<(u64, Weak<Entry>)> {
+    fn pop_due(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
         if self.first.load(Relaxed) > now {
             return None;
         }
         let mut queue = self.queue.lock();
-        let (&(due, log), _) = queue.first_key_value()?;
-        if due > now {
-            return None;
-        }
-        let entry = queue.remove(&(due, log))?;
+        let (&ticket, _) = queue.first_key_value().filter(|(ticket, _)| ticket.due() <= now)?;
+        let entry = queue.remove(&ticket)?;
         self.note_first(&queue);
-        Some((log, entry))
+        Some((ticket, entry))
     }
 
-    fn note_first(&self, queue: &BTreeMap<(u64, u64), Weak<Entry>>) {
-        self.first.store(queue.first_key_value().map_or(u64::MAX, |(&(due, _), _)| due), Relaxed);
+    fn note_first(&self, queue: &BTreeMap<Ticket, Weak<Entry>>) {
+        self.first.store(queue.first_key_value().map_or(u64::MAX, |(ticket, _)| ticket.due()), Relaxed);
     }
 }
 
@@ -80,18 +107,18 @@ impl Registry {
 
     fn look_after(&self, now: u64, most: usize) {
         for _ in 0..most {
-            let Some((id, entry)) = self.expiries.pop_due(now) else { return };
+            let Some((ticket, entry)) = self.expiries.pop_due(now) else { return };
             if let Some(entry) = entry.upgrade() {
-                self.look_after_one(&entry, id, now);
+                self.look_after_one(&entry, ticket, now);
             }
         }
     }
 
-    fn look_after_one(&self, entry: &Arc<Entry>, id: u64, now: u64) {
+    fn look_after_one(&self, entry: &Arc<Entry>, ticket: Ticket, now: u64) {
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
-        // It may have been deleted, and made anew, since it was queued.
-        let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == id) else { return };
+        // It may have been deleted, and made anew, since its turn came.
+        let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { return };
         kept.due = None;
         let over = kept.is_over(waited_on, now);
         if waited_on {
@@ -127,12 +154,11 @@ impl Registry {
 
     /// Queues a log, unless it is, for when there may be something to let go.
     pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>) {
-        if kept.due.is_some() || kept.buried {
+        if kept.due.is_some() || kept.is_buried() {
             return;
         }
         if let Some(due) = self.due(kept) {
-            kept.due = Some(due);
-            self.expiries.insert(due, kept.log.id(), Arc::downgrade(entry));
+            kept.due = Some(self.expiries.insert(due, Arc::downgrade(entry)));
         }
     }
 
@@ -143,8 +169,8 @@ impl Registry {
     }
 
     pub(super) fn unqueue(&self, kept: &mut Kept) {
-        if let Some(due) = kept.due.take() {
-            self.expiries.remove(due, kept.log.id());
+        if let Some(ticket) = kept.due.take() {
+            self.expiries.remove(ticket);
         }
     }
 

@@ -67,7 +67,7 @@ impl Registry {
 
     fn take_in(&self, state: &mut State, notice: Notice) -> Taken {
         let now = self.now();
-        let Some(kept) = state.log.as_deref_mut() else { return Taken::Doubtful };
+        let Some(kept) = state.log.as_mut() else { return Taken::Doubtful };
         let tail = kept.log.tail();
         match notice {
             Notice::Appended { at, .. } if at.position() <= tail.position() => match kept.log.has(at) {
@@ -153,7 +153,7 @@ impl Registry {
             Ok(found) => found,
         };
         let mut state = entry.lock();
-        let same = match (&found, state.log.as_deref()) {
+        let same = match (&found, state.log.as_ref()) {
             (Found::Page(page), Some(kept)) => {
                 // What was heard meanwhile may have gone beyond it.
                 kept.log.has(page.tail) != Some(false) && (kept.log.is_closed() || !page.closed)
@@ -218,10 +218,10 @@ impl Registry {
                 Lifetime::Unbounded | Lifetime::Until(_) => None,
             };
         }
-        if let Some(kept) = state.log.as_deref_mut().filter(|kept| kept.log.tail() == page.after) {
+        if let Some(kept) = state.log.as_mut().filter(|kept| kept.log.tail() == page.after) {
             let changed = !page.entries.is_empty() || (page.closed && !kept.log.is_closed());
             let cost = kept.log.cost();
-            kept.until = until;
+            kept.set_lifetime(kept.special().lifetime, until);
             kept.log.extend(page, now);
             self.shorten(kept, cost);
             return changed;
@@ -232,11 +232,10 @@ impl Registry {
         let log = Log::replica(page, now);
         self.usage.count_channel();
         let mut kept = Kept::new(log, Bucket::of(self.map.hash(entry.name())), now);
-        kept.lifetime = lifetime;
-        kept.until = until;
+        kept.set_lifetime(lifetime, until);
         kept.explicit = true;
         self.shorten(&mut kept, 0);
-        state.log = Some(Box::new(kept));
+        state.log = Some(kept);
         true
     }
 

@@ -15,10 +15,10 @@ impl Registry {
     /// nobody waiting: so nobody need be woken here.
     pub(super) fn living<'a>(&self, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
         let waited_on = state.waiters.len() > 0;
-        if state.log.as_ref().is_some_and(|kept| !kept.buried && kept.is_over(waited_on, now)) {
+        if state.log.as_ref().is_some_and(|kept| !kept.is_buried() && kept.is_over(waited_on, now)) {
             self.bury(state);
         }
-        state.log.as_deref_mut()
+        state.log.as_mut()
     }
 
     /// The end of a lifetime on the registry's clock, if it is fixed.
@@ -40,19 +40,19 @@ pub(super) fn ends_in(left: Duration, now: u64) -> u64 {
 
 impl Kept {
     pub(super) fn is_over(&self, waited_on: bool, now: u64) -> bool {
-        match self.lifetime {
+        match self.special().lifetime {
             Lifetime::Unbounded => false,
             Lifetime::Idle(window) => !waited_on && self.touched.saturating_add(millis(window)) <= now,
-            Lifetime::Until(_) => self.until.is_some_and(|until| until <= now),
+            Lifetime::Until(_) => self.special().until.is_some_and(|until| until <= now),
         }
     }
 
     /// When the lifetime ends if nobody touches the channel meanwhile.
     pub(super) fn ends(&self) -> Option<u64> {
-        match self.lifetime {
+        match self.special().lifetime {
             Lifetime::Unbounded => None,
             Lifetime::Idle(window) => Some(self.touched.saturating_add(millis(window))),
-            Lifetime::Until(_) => self.until,
+            Lifetime::Until(_) => self.special().until,
         }
     }
 }

@@ -43,7 +43,7 @@ impl Registry {
         self.visit(&entry, |state| {
             let now = self.now();
             let Some(kept) = self.living(state, now) else { return Ok(None) };
-            if kept.buried {
+            if kept.is_buried() {
                 return Err(kept.log.gone(Reason::Deleted));
             }
             self.expire(kept, now);
@@ -52,7 +52,7 @@ impl Registry {
                 tail: kept.log.tail(),
                 closed: kept.log.is_closed(),
                 history: kept.log.len(),
-                lifetime: kept.lifetime,
+                lifetime: kept.special().lifetime,
             }))
         })
     }
@@ -85,18 +85,18 @@ impl Registry {
         now: u64,
     ) -> Result<Reading, Gone> {
         self.living(state, now);
-        let Some(kept) = state.log.as_deref_mut() else {
+        let Some(kept) = state.log.as_mut() else {
             let elsewhere = self.remote.is_some();
             let origin = if elsewhere { state.origin_elsewhere() } else { self.origin(entry.name()) };
             return look_at_nothing(origin, start);
         };
-        if kept.buried {
+        if kept.is_buried() {
             return Err(kept.log.gone(Reason::Deleted));
         }
         kept.touched = now;
         self.expire(kept, now);
         let mut reading = kept.log.read(start, limit)?;
-        reading.until = kept.until;
+        reading.until = kept.special().until;
         Ok(reading)
     }
 }

@@ -155,6 +155,45 @@ impl Waiters {
     }
 }
 
+/// The same, of a channel that need not have had any yet: nothing is held for that.
+#[derive(Debug, Default)]
+pub(super) struct Crowd(Option<Box<Waiters>>);
+
+impl Crowd {
+    pub(super) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |waiters| waiters.len())
+    }
+
+    pub(super) fn park(&mut self, waker: Waker) -> Key {
+        // It stays from then on: its round tells who was woken.
+        self.0.get_or_insert_default().park(waker)
+    }
+
+    pub(super) fn standing(&self, key: Key) -> Standing {
+        self.0.as_ref().map_or(Standing::Woken, |waiters| waiters.standing(key))
+    }
+
+    pub(super) fn refresh(&mut self, key: Key, waker: &Waker) -> Option<Waker> {
+        self.0.as_mut()?.refresh(key, waker)
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<Waker> {
+        self.0.as_mut()?.remove(key)
+    }
+
+    pub(super) fn take(&mut self) -> Woken {
+        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.take())
+    }
+
+    pub(super) fn regroup(&mut self) -> Woken {
+        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.regroup())
+    }
+
+    pub(super) fn release(&mut self, most: usize) -> Woken {
+        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.release(most))
+    }
+}
+
 /// Waiters to be woken, once the lock is released.
 #[derive(Debug)]
 #[must_use = "who is not woken here sleeps on"]

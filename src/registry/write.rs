@@ -129,8 +129,8 @@ impl Registry {
             let content_type = create.ok_or(Error::Unknown)?;
             self.make(entry, state, now, |origin| Log::new(content_type.clone(), origin, now))?;
         }
-        let kept = state.log.as_deref_mut().expect("made just now if not before");
-        if kept.buried { Err(Error::Gone(kept.log.gone(Reason::Deleted))) } else { Ok(kept) }
+        let kept = state.log.as_mut().expect("made just now if not before");
+        if kept.is_buried() { Err(Error::Gone(kept.log.gone(Reason::Deleted))) } else { Ok(kept) }
     }
 }
 
