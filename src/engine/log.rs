@@ -16,8 +16,8 @@ pub(crate) struct Log {
     pub(super) id: u64,
     pub(super) content_type: MediaType,
     pub(super) json: bool,
-    /// The place that stood for "before anything" while this channel was unknown.
-    origin: Offset,
+    /// The fingerprint of the place that stood for "before anything" while this channel was unknown.
+    origin: u64,
     /// The position just before the first kept entry. The tail of an empty log.
     pub(super) floor: Offset,
     pub(super) entries: VecDeque<Entry>,
@@ -48,7 +48,7 @@ impl Log {
             id,
             json: is_json(&content_type),
             content_type,
-            origin,
+            origin: origin.fingerprint(),
             floor: Offset::new(0, id),
             entries: VecDeque::new(),
             bytes: 0,
@@ -238,11 +238,12 @@ impl Log {
     /// The index of the first entry after `offset`, if everything after it is still held.
     fn locate(&self, offset: Offset) -> Result<usize, Reason> {
         let untrimmed = self.floor.position() == 0;
-        if offset == self.floor || (offset == self.origin && untrimmed) {
+        let at_origin = offset == Offset::new(0, self.origin);
+        if offset == self.floor || (at_origin && untrimmed) {
             return Ok(0);
         }
         let alike = if self.replica { replica::SHARED } else { !0 };
-        let ours = (offset.fingerprint() ^ self.id) & alike == 0 || offset == self.origin;
+        let ours = (offset.fingerprint() ^ self.id) & alike == 0 || at_origin;
         match offset.position().checked_sub(self.floor.position()) {
             // Below the floor, where the fingerprints of the entries are no longer known.
             None | Some(0) if ours => Err(Reason::Trimmed),

@@ -4,12 +4,13 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use crate::Error;
 
-/// A content type. Every answer has one, and nearly all have the same: that one is not counted by all threads at once.
+/// A content type. Every answer has one, and nearly all have the same: that one is not counted by all threads at once. Another is two
+/// steps away, so that all are of one word.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) enum MediaType {
     #[default]
     Json,
-    Other(Arc<str>),
+    Other(Arc<Box<str>>),
 }
 
 impl MediaType {
@@ -29,7 +30,7 @@ impl Deref for MediaType {
 
 impl From<&str> for MediaType {
     fn from(text: &str) -> Self {
-        if text == Self::JSON { Self::Json } else { Self::Other(text.into()) }
+        if text == Self::JSON { Self::Json } else { Self::Other(Arc::new(text.into())) }
     }
 }
 
