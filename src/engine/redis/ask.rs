@@ -1,15 +1,15 @@
 //! What the scripts are given, and what they answer.
 
 use bytes::Bytes;
-use redis::{FromRedisValue, Script, ScriptInvocation, Value};
+use redis::{FromRedisValue, Script, Value};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Redis;
+use super::{Kept, Redis, call::Call, together::Wish};
 use crate::{
-    Error, Gone, Offset,
+    Error, Gone, Limit, Offset,
     engine::{
         Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, MediaType, Page, PageEntry, Place, Reason,
-        Start, Touch, is_json,
+        Retention, Start, Touch, is_json,
     },
     faults::Rule,
 };
@@ -21,56 +21,99 @@ const INLINE: usize = 8 * 1024;
 const LINGER: Duration = Duration::from_secs(60);
 
 pub(super) struct Scripts {
-    append: Script,
+    pub(super) append: Script,
     read: Script,
     create: Script,
     delete: Script,
 }
 
 impl Scripts {
-    pub(super) fn new() -> Self {
-        let script = |code| Script::new(&[include_str!("common.lua"), code].concat());
+    pub(super) fn new(kept: &Kept) -> Self {
+        // What is kept is a part of the scripts: as an argument it would be sent and read each time.
+        let bounds = bounds(kept);
+        let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
+        let common = include_str!("common.lua");
         Self {
-            append: script(include_str!("append.lua")),
-            read: script(include_str!("read.lua")),
-            create: script(include_str!("create.lua")),
-            delete: script(include_str!("delete.lua")),
+            append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
+            read: script(&[common, include_str!("read.lua")]),
+            create: script(&[common, include_str!("create.lua")]),
+            delete: script(&[common, include_str!("delete.lua")]),
         }
     }
 }
 
+/// Appends, bytes and milliseconds that are kept, how long an empty channel is remembered, how many producers, and what a
+/// publication carries.
+fn bounds(kept: &Kept) -> String {
+    let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
+    let Retention { appends, bytes, age } = &kept.retention;
+    format!(
+        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE = {}, {}, {}, {}, {}, {INLINE}\n",
+        bounded(*appends),
+        bounded(*bytes),
+        age.map_or(0, millis),
+        millis(LINGER),
+        bounded(kept.producers),
+    )
+}
+
+/// What the script has answered for one append.
+pub(super) fn appended(said: Value) -> Result<Appended, Error> {
+    // A plain one: where the channel ends now, as Redis writes it.
+    if let Value::BulkString(id) = &said {
+        let id = std::str::from_utf8(id).ok().and_then(|id| id.split_once('-'));
+        let tail = id.and_then(|(at, low)| Some(Offset::new(at.parse().ok()?, low.parse().ok()?)));
+        return Ok(Appended { tail: tail.ok_or_else(strange)?, closed: false, accepted: None, duplicate: false });
+    }
+    let mut said = Said::new(said)?;
+    Err(match &*said.text()? {
+        "done" => {
+            let tail = said.offset()?;
+            let (closed, duplicate) = (said.flag()?, said.flag()?);
+            let accepted = said.maybe_number()?.zip(said.maybe_number()?);
+            return Ok(Appended { tail, closed, accepted, duplicate });
+        }
+        "unknown" => Error::Unknown,
+        "deleted" => said.gone()?,
+        "closed" => Error::Closed,
+        "type" => Error::ContentType { holds: said.text()? },
+        "fenced" => Error::Fenced { epoch: said.number()? },
+        "gap" => Error::Gap { expected: said.number()?, received: said.number()? },
+        "epoch" => Error::Epoch,
+        "sequence" => Error::Sequence,
+        // Redis has refused this one, and not those that went with it.
+        "failed" if said.text()?.contains("OOM") => Error::Full(Limit::History),
+        _ => strange(),
+    })
+}
+
 impl Redis {
-    pub(super) async fn ask_to_append(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
-        let mut script = self.script(&self.scripts.append, name);
-        script.arg(self.keys.topic(name));
-        script.arg(append.create.map_or("", |create| &**create)).arg(append.content_type.unwrap_or_default());
-        content(&mut script, append.batch.as_ref());
-        script.arg(u8::from(append.close)).arg(append.seq.unwrap_or_default());
-        match append.stamp {
-            Some(stamp) => script.arg(&*stamp.id).arg(stamp.epoch).arg(stamp.seq),
-            None => script.arg("").arg(0).arg(0),
-        };
-        fingerprint(&mut script);
-        self.retention(&mut script);
-        script.arg(self.kept.producers).arg(INLINE);
-        let mut said = Said::new(self.link.write(&script).await?)?;
-        Err(match &*said.text()? {
-            "done" => {
-                let tail = said.offset()?;
-                let (closed, duplicate) = (said.flag()?, said.flag()?);
-                let accepted = said.maybe_number()?.zip(said.maybe_number()?);
-                return Ok(Appended { tail, closed, accepted, duplicate });
-            }
-            "unknown" => Error::Unknown,
-            "deleted" => said.gone()?,
-            "closed" => Error::Closed,
-            "type" => Error::ContentType { holds: said.text()? },
-            "fenced" => Error::Fenced { epoch: said.number()? },
-            "gap" => Error::Gap { expected: said.number()?, received: said.number()? },
-            "epoch" => Error::Epoch,
-            "sequence" => Error::Sequence,
-            _ => return Err(strange()),
-        })
+    pub(super) fn wish(&self, name: &str, append: &Append<'_>) -> Wish {
+        let (messages, data) = append.batch.as_ref().map_or((0, Bytes::new()), |batch| (batch.messages, batch.data.clone()));
+        let kind = append.batch.as_ref().map_or("-", |batch| if batch.json { "j" } else { "b" });
+        let plain = append.batch.is_some() && !append.close && append.seq.is_none() && append.stamp.is_none();
+        let (create, seq) = (append.create.map_or("", |create| &**create), append.seq.unwrap_or_default());
+        let (id, epoch, number) = append.stamp.map_or(("", 0, 0), |stamp| (&*stamp.id, stamp.epoch, stamp.seq));
+        let mut rest = Vec::with_capacity(64);
+        text(&mut rest, create);
+        rest.extend_from_slice(kind.as_bytes());
+        rest.push(append.close.into());
+        text(&mut rest, seq);
+        text(&mut rest, id);
+        rest.extend_from_slice(&epoch.to_le_bytes());
+        rest.extend_from_slice(&number.to_le_bytes());
+        let (tag, own) = fingerprint();
+        rest.extend_from_slice(&tag.to_le_bytes());
+        Wish {
+            keys: self.keys.channel(name),
+            topic: self.keys.topic(name),
+            kind: if plain { kind } else { "" },
+            said: append.content_type.unwrap_or_default().to_owned(),
+            messages,
+            data,
+            own,
+            rest,
+        }
     }
 
     pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
@@ -94,9 +137,8 @@ impl Redis {
         };
         script.arg(u8::from(creation.closed));
         content(&mut script, batch.as_ref());
-        fingerprint(&mut script);
-        self.retention(&mut script);
-        script.arg(INLINE);
+        let (tag, own) = fingerprint();
+        script.arg(tag).arg(own);
         if let Some(Fork { source: from, at, part }) = &creation.fork {
             script.arg(format!("{part} {at:?} {from}")).arg(&self.keys.channel(from)[0]);
             let Source { at, part, .. } = source.unwrap_or_default();
@@ -149,7 +191,7 @@ impl Redis {
 
     pub(super) async fn ask_to_delete(&self, name: &str) -> Result<Offset, Error> {
         let mut script = self.script(&self.scripts.delete, name);
-        script.arg(self.keys.topic(name)).arg(self.kept.retention.age.map_or(0, millis)).arg(millis(LINGER));
+        script.arg(self.keys.topic(name));
         let mut said = Said::new(self.link.write(&script).await?)?;
         match &*said.text()? {
             "done" => said.offset(),
@@ -175,7 +217,6 @@ impl Redis {
             Place::From(Start::After(offset)) => script.arg("after").arg(offset.position()).arg(offset.fingerprint()),
         };
         script.arg(limit).arg(u8::from(touch == Touch::Yes));
-        self.retention(&mut script);
         let mut said = Said::new(self.link.read(&script).await?)?;
         match &*said.text()? {
             "found" => {}
@@ -250,20 +291,8 @@ impl Redis {
         low.map_or(Place::From(Start::Tail), |low| Place::From(Start::After(Offset::new(offset.position(), low))))
     }
 
-    fn script<'a>(&self, script: &'a Script, name: &str) -> ScriptInvocation<'a> {
-        let mut script = script.prepare_invoke();
-        for key in self.keys.channel(name) {
-            script.key(key);
-        }
-        script
-    }
-
-    /// Appends, bytes and milliseconds that are kept, 0 for all, and how long an empty channel is remembered.
-    fn retention(&self, script: &mut ScriptInvocation<'_>) {
-        let bounded = |most: usize| if most == usize::MAX { 0 } else { most };
-        let retention = &self.kept.retention;
-        let age = retention.age.map_or(0, millis);
-        script.arg(bounded(retention.appends)).arg(bounded(retention.bytes)).arg(age).arg(millis(LINGER));
+    fn script<'a>(&self, script: &'a Script, name: &str) -> Call<'a> {
+        Call::new(script, self.keys.channel(name).iter())
     }
 }
 
@@ -277,7 +306,7 @@ struct Source {
     part: Option<(Offset, Batch)>,
 }
 
-fn place(script: &mut ScriptInvocation<'_>, place: Option<Place>) {
+fn place(script: &mut Call<'_>, place: Option<Place>) {
     let (word, offset) = match place {
         None => ("nowhere", Offset::ZERO),
         Some(Place::Window) => ("window", Offset::ZERO),
@@ -289,7 +318,7 @@ fn place(script: &mut ScriptInvocation<'_>, place: Option<Place>) {
     script.arg(word).arg(offset.position()).arg(offset.fingerprint());
 }
 
-fn content(script: &mut ScriptInvocation<'_>, batch: Option<&Batch>) {
+fn content(script: &mut Call<'_>, batch: Option<&Batch>) {
     match batch {
         Some(batch) => script.arg(if batch.json { "j" } else { "b" }).arg(batch.messages).arg(&batch.data[..]),
         None => script.arg("").arg(0).arg(""),
@@ -297,8 +326,14 @@ fn content(script: &mut ScriptInvocation<'_>, batch: Option<&Batch>) {
 }
 
 /// What tells a log from others, if one is made, and an append from others: 21 and 32 bits, so that Lua can add them.
-fn fingerprint(script: &mut ScriptInvocation<'_>) {
-    script.arg(fastrand::u32(1..1 << 21)).arg(fastrand::u32(..));
+fn fingerprint() -> (u32, u32) {
+    (fastrand::u32(1..1 << 21), fastrand::u32(..))
+}
+
+/// A text with its length before it.
+fn text(packed: &mut Vec<u8>, text: &str) {
+    packed.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+    packed.extend_from_slice(text.as_bytes());
 }
 
 fn entry(value: Value) -> Result<PageEntry, Error> {
@@ -311,17 +346,17 @@ fn entry(value: Value) -> Result<PageEntry, Error> {
 }
 
 /// A list that a script has answered, item by item.
-struct Said(std::vec::IntoIter<Value>);
+pub(super) struct Said(std::vec::IntoIter<Value>);
 
 impl Said {
-    fn new(value: Value) -> Result<Self, Error> {
+    pub(super) fn new(value: Value) -> Result<Self, Error> {
         match value {
             Value::Array(items) => Ok(Self(items.into_iter())),
             _ => Err(strange()),
         }
     }
 
-    fn next(&mut self) -> Result<Value, Error> {
+    pub(super) fn next(&mut self) -> Result<Value, Error> {
         self.0.next().ok_or_else(strange)
     }
 

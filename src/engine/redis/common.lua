@@ -1,11 +1,4 @@
--- What all scripts begin with. A channel is two keys: `…:channel`, a hash that says what it is, and `…:log`, a stream of its
--- appends, whose ids are `<position>-<fingerprint>`. An offset is such an id, so it proves by itself which append it is.
--- One that was forked has a third, `…:forks`, a set of the forks.
---
--- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
--- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, and where a fork comes from.
---
--- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
+-- What a script needs that looks at more than the usual.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -22,6 +15,10 @@ local function essence(media_type)
   return string.lower(string.match(media_type, '^%s*([^;%s]*)'))
 end
 
+local function is_json(media_type)
+  return essence(media_type) == 'application/json'
+end
+
 local function forks_of(meta)
   return (string.gsub(meta, ':channel$', ':forks'))
 end
@@ -36,14 +33,12 @@ end
 
 -- How long an offset of a channel that nobody has made is good for: no longer than a channel of that name would have been
 -- remembered. Whoever is away for longer may have missed one.
-local function span(age, linger)
-  return age > 0 and age + linger or 604800000
-end
+local SPAN = AGE > 0 and AGE + LINGER or 604800000
 
 -- What stands for the fingerprint of the tail of a channel that nobody has made: what a deleted one of that name has left, or
 -- else a count of half spans, of which the one before is good too.
-local function origin(meta, age, linger)
-  return redis.call('GET', was_of(meta)) or text(age > 0 and math.floor(now / span(age, linger) * 2) or 0)
+local function origin(meta)
+  return redis.call('GET', was_of(meta)) or text(AGE > 0 and math.floor(now / SPAN * 2) or 0)
 end
 
 local function is_origin(low, of)
@@ -52,25 +47,27 @@ local function is_origin(low, of)
 end
 
 -- Remembers that there was a channel: for so long after it may be gone.
-local function remember(it, age, linger, lives)
-  redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + span(age, linger)))
+local function remember(it, lives)
+  redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + SPAN))
 end
 
 -- What seldom changes: tag, what stood for the tail before, whether it was created, idle milliseconds, end, closed, buried.
 local IS = '^(%d+) (%d+) (%d) (%S+) (%S+) (%d) (%d)$'
 
--- What every append changes: where it ends and where it begins, how many appends and bytes that is, when the first of them was
--- made, and when the expiry of the keys was last set.
-local AT = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-
-local function save_is(it)
-  redis.call('HSET', it.meta, 'is', table.concat({ text(it.tag), it.born, it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
-    it.till and text(it.till) or '-', it.closed and '1' or '0', it.buried and '1' or '0' }, ' '))
+local function pack_at(it)
+  local plain = not (it.closed or it.buried or it.ttl or it.till)
+  return struct.pack(AT, plain and (is_json(it.type) and 'j' or 'b') or '-', it.tag, it.tail, it.floor, tonumber(it.low),
+    tonumber(it.floorlow), it.sum, it.floorsum, it.first, it.kept)
 end
 
 local function save(it)
-  redis.call('HSET', it.meta, 'at', table.concat({ text(it.tail), it.low, text(it.floor), it.floorlow, text(it.n), text(it.bytes),
-    text(it.first), text(it.kept) }, ' '))
+  redis.call('HSET', it.meta, 'at', pack_at(it))
+end
+
+local function save_all(it)
+  local is = table.concat({ text(it.tag), it.born, it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
+    it.till and text(it.till) or '-', it.closed and '1' or '0', it.buried and '1' or '0' }, ' ')
+  redis.call('HSET', it.meta, 'is', is, 'at', pack_at(it))
 end
 
 -- Whether a channel that was deleted is needed for its name: a fork of it is still there, or a fork of that.
@@ -112,28 +109,27 @@ local function load(meta)
     remove(meta)
     return nil
   end
-  local tail, low, floor, floorlow, n, bytes, first, kept = string.match(v[3], AT)
-  it.tail, it.low, it.floor, it.floorlow = tonumber(tail), low, tonumber(floor), floorlow
-  it.n, it.bytes, it.first, it.kept = tonumber(n), tonumber(bytes), tonumber(first), tonumber(kept)
-  if it.n > 0 and redis.call('EXISTS', it.log) == 0 then
+  local _, _, tail, floor, low, floorlow, sum, floorsum, first, kept = struct.unpack(AT, v[3])
+  it.tail, it.low, it.floor, it.floorlow = tail, text(low), floor, text(floorlow)
+  it.sum, it.floorsum, it.first, it.kept = sum, floorsum, first, kept
+  if tail > floor and redis.call('EXISTS', it.log) == 0 then
     -- All of it has aged out, or was evicted: where it ended is still known.
-    it.n, it.bytes, it.floor, it.floorlow = 0, 0, it.tail, it.low
+    it.floor, it.floorlow, it.floorsum = it.tail, it.low, it.sum
   end
   return it
 end
 
 -- A channel that was not there. A log without a channel is what an eviction left.
-local function make(meta, media_type, tag, own, made, age, linger)
-  local low, born = fingerprint(tag, own), origin(meta, age, linger)
+local function make(meta, media_type, tag, own, made)
+  local low, born = fingerprint(tag, own), origin(meta)
   local it = {
     meta = meta, log = log_of(meta),
-    type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low,
-    n = 0, bytes = 0, closed = false, made = made, born = born, first = now, kept = 0,
+    type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low, sum = 0, floorsum = 0,
+    closed = false, made = made, born = born, first = now, kept = 0,
   }
   -- What needs memory comes first: once a script has written, it is not refused any more.
   redis.call('HSET', meta, 'type', media_type)
-  save_is(it)
-  save(it)
+  save_all(it)
   redis.call('UNLINK', it.log, forks_of(meta), was_of(meta))
   return it
 end
@@ -150,29 +146,40 @@ local function field(entry, name)
   end
 end
 
--- Lets go of what retention does not keep: more than so many appends or bytes, or older than so long. The newest append is
--- kept whatever its size. Says whether something was let go.
-local function trim(it, appends, bytes, age)
+-- The position in an id, as a number, and the fingerprint, as it is.
+local function split(id)
+  local dash = string.find(id, '-')
+  return tonumber(string.sub(id, 1, dash - 1)), string.sub(id, dash + 1)
+end
+
+-- More than is kept, but for the newest append, which is kept whatever its size.
+local function has_surplus(it)
+  local n = it.tail - it.floor
+  return n > 1 and (n > APPENDS or it.sum - it.floorsum > BYTES)
+end
+
+-- Lets go of what retention does not keep: more than so many appends or bytes, or older than so long. Says whether something
+-- was let go.
+local function trim(it)
   local trimmed = false
-  while it.n > 0 do
-    -- Mostly there is nothing to let go, and entries are dear to look at.
-    local many = it.n > 1 and ((appends > 0 and it.n > appends) or (bytes > 0 and it.bytes > bytes))
-    if not many and not (age > 0 and it.first + age < now) then break end
-    local entries = redis.call('XRANGE', it.log, '-', '+', 'COUNT', 17)
+  -- Mostly there is nothing to let go, and entries are dear to look at.
+  while it.tail > it.floor and (has_surplus(it) or it.first + OLD < now) do
     local gone = 0
-    for _, entry in ipairs(entries) do
-      local surplus = it.n > 1 and ((appends > 0 and it.n > appends) or (bytes > 0 and it.bytes > bytes))
-      it.first = tonumber(field(entry, 't'))
-      if gone == 16 or not (surplus or (age > 0 and it.first + age < now)) then break end
+    for _, entry in ipairs(redis.call('XRANGE', it.log, '-', '+', 'COUNT', 17)) do
+      local _, made, sum = struct.unpack(ONE, field(entry, 'm'))
+      it.first = made
+      if gone == 16 or not (has_surplus(it) or made + OLD < now) then break end
       gone = gone + 1
-      it.n = it.n - 1
-      it.bytes = it.bytes - #field(entry, 'd')
-      local dash = string.find(entry[1], '-')
-      it.floor, it.floorlow = tonumber(string.sub(entry[1], 1, dash - 1)), string.sub(entry[1], dash + 1)
+      it.floor, it.floorlow = split(entry[1])
+      it.floorsum = sum
     end
     trimmed = true
     -- Never a stream without entries: its last id would outlive what it counts.
-    if it.n == 0 then redis.call('UNLINK', it.log) elseif gone > 0 then redis.call('XTRIM', it.log, 'MAXLEN', it.n) end
+    if it.tail == it.floor then
+      redis.call('UNLINK', it.log)
+    elseif gone > 0 then
+      redis.call('XTRIM', it.log, 'MAXLEN', it.tail - it.floor)
+    end
     if gone < 16 then break end
   end
   return trimmed
@@ -180,39 +187,37 @@ end
 
 -- How long the keys live from now on. `written`: something was appended just now. Where that is an age, it is set for an eighth
 -- longer, and then not again for so long.
-local function keep(it, age, linger, written)
+local function keep(it, written)
   if it.ttl then
     redis.call('PEXPIRE', it.meta, it.ttl)
     redis.call('PEXPIRE', it.log, it.ttl)
-    remember(it, age, linger, it.ttl)
+    remember(it, it.ttl)
   elseif it.till then
     redis.call('PEXPIREAT', it.meta, it.till)
     redis.call('PEXPIREAT', it.log, it.till)
-    if written then remember(it, age, linger, math.max(it.till - now, 0)) end
-  elseif age > 0 then
-    local spare = math.ceil(age / 8)
-    if written and it.kept + spare <= now then
+    if written then remember(it, math.max(it.till - now, 0)) end
+  elseif AGE > 0 then
+    if written and it.kept + SPARE <= now then
       it.kept = now
       save(it)
-      redis.call('PEXPIRE', it.log, text(age + spare + 1))
-      if not it.made then redis.call('PEXPIRE', it.meta, text(age + spare + linger)) end
-    elseif not written and not it.made and redis.call('PTTL', it.meta) < linger then
-      redis.call('PEXPIRE', it.meta, linger)
+      redis.call('PEXPIRE', it.log, text(AGE + SPARE + 1))
+      if not it.made then redis.call('PEXPIRE', it.meta, text(AGE + SPARE + LINGER)) end
+    elseif not written and not it.made and redis.call('PTTL', it.meta) < LINGER then
+      redis.call('PEXPIRE', it.meta, LINGER)
     end
   end
 end
 
 -- Adds an append, and says so to whoever has subscribed.
-local function add(it, topic, data, messages, own, closes, inline)
+local function add(it, topic, data, messages, own, closes)
   local before = it.low
   -- A stream that is made now has no expiry yet.
-  if it.n == 0 then it.first, it.kept = now, 0 end
-  it.tail, it.low = it.tail + 1, fingerprint(it.tag, own)
-  it.n, it.bytes = it.n + 1, it.bytes + #data
-  redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', messages, 't', text(now))
-  local whole = #data <= inline
-  local head = table.concat({ 'append', text(it.tail), it.low, before, messages, closes and '1' or '0', whole and '1' or '0' }, ' ')
-  redis.call('PUBLISH', topic, head .. '\n' .. (whole and data or ''))
+  if it.tail == it.floor then it.first, it.kept = now, 0 end
+  it.tail, it.low, it.sum = it.tail + 1, fingerprint(it.tag, own), it.sum + #data
+  redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', struct.pack(ONE, messages, now, it.sum))
+  local whole = #data <= INLINE
+  local head = struct.pack(HEARD, it.tail, tonumber(it.low), tonumber(before), messages, (closes and 1 or 0) + (whole and 2 or 0))
+  redis.call('PUBLISH', topic, '+' .. head .. (whole and data or ''))
 end
 
 -- Where a place is in a log: the position and fingerprint just before it, or why it is none.

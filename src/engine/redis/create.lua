@@ -1,13 +1,11 @@
 -- Creates, or finds created in the same way; also as a fork. ARGV: topic, type, idle milliseconds, end in milliseconds since
--- 1970, closed, kind of content (j, b or none), messages, data, tag and own part of a fingerprint, then what is kept: appends, bytes,
--- age, linger, and the bytes that a publication carries. Then of a fork: how it was asked for, its source's hash, where (tail, origin,
--- earliest, after or nowhere), position, fingerprint, and the part of the next append that it takes over: messages, data, fingerprint.
+-- 1970, closed, kind of content (j, b or none), messages, data, tag and own part of a fingerprint. Then of a fork: how it was asked
+-- for, its source's hash, where (tail, origin, earliest, after or nowhere), position, fingerprint, and the part of the next append
+-- that it takes over: messages, data, fingerprint.
 local topic, media_type, ttl, till, closed, kind, messages, data =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7], ARGV[8]
 local tag, own = tonumber(ARGV[9]), tonumber(ARGV[10])
-local appends, bytes, age, linger, inline =
-  tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local fork = ARGV[16]
+local fork = ARGV[11]
 local meta = KEYS[1]
 
 local function created(it, fresh)
@@ -24,7 +22,7 @@ if it then
   if not same then return { 'conflict' } end
   if not it.made then
     it.made = true
-    save_is(it)
+    save_all(it)
     if not it.ttl and not it.till then redis.call('PERSIST', meta) end
   end
   return created(it, false)
@@ -32,11 +30,11 @@ end
 
 local source, at, atlow
 if fork ~= '' then
-  source = load(ARGV[17])
-  if not source or ARGV[18] == 'nowhere' and not source.buried then return { 'unknown' } end
+  source = load(ARGV[12])
+  if not source or ARGV[13] == 'nowhere' and not source.buried then return { 'unknown' } end
   if source.buried then return { 'conflict' } end
-  if trim(source, appends, bytes, age) then save(source) end
-  at, atlow = locate(source, ARGV[18], ARGV[19], ARGV[20])
+  if trim(source) then save(source) end
+  at, atlow = locate(source, ARGV[13], ARGV[14], ARGV[15])
   if not at then return { 'fork-offset' } end
   if media_type ~= '' and essence(media_type) ~= essence(source.type) then return { 'type', source.type } end
   media_type = source.type
@@ -45,38 +43,39 @@ if fork ~= '' then
   end
 end
 
-it = make(meta, media_type, tag, own, true, age, linger)
+it = make(meta, media_type, tag, own, true)
 it.ttl, it.till, it.closed = tonumber(ttl), tonumber(till), closed
-save_is(it)
+save_all(it)
 redis.call('PUBLISH', topic, 'made')
 if source then
   -- The same appends with the same ids, so that an offset of the source up to here is one of the fork.
-  it.floor, it.floorlow, it.tail, it.low, it.first = source.floor, source.floorlow, source.floor, source.floorlow, source.first
+  it.floor, it.floorlow, it.floorsum, it.first = source.floor, source.floorlow, source.floorsum, source.first
+  it.tail, it.low, it.sum = it.floor, it.floorlow, it.floorsum
   while it.tail < at do
     for _, one in ipairs(redis.call('XRANGE', source.log, text(it.tail + 1) .. '-0', text(at) .. '-' .. atlow, 'COUNT', 64)) do
-      redis.call('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'), 't', field(one, 't'))
-      it.n, it.bytes = it.n + 1, it.bytes + #field(one, 'd')
-      it.tail, it.low = it.tail + 1, string.match(one[1], '-(%d+)$')
+      redis.call('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'))
+      it.tail, it.low = split(one[1])
+      it.sum = it.sum + #field(one, 'd')
     end
   end
-  if ARGV[21] ~= '' then
-    local next = text(at + 1) .. '-' .. ARGV[23]
+  if ARGV[16] ~= '' then
+    local next = text(at + 1) .. '-' .. ARGV[18]
     if #redis.call('XRANGE', source.log, next, next) == 0 then
       redis.call('UNLINK', meta, it.log)
       return { 'fork-offset' }
     end
-    add(it, topic, ARGV[22], ARGV[21], own, false, inline)
+    add(it, topic, ARGV[17], ARGV[16], own, false)
   end
   redis.call('SADD', forks_of(source.meta), meta)
   redis.call('HSET', meta, 'fork', fork, 'of', source.meta .. ' ' .. text(source.tag))
 end
 if kind ~= '' then
   -- Not the fingerprint of the part before.
-  add(it, topic, data, messages, (own + 1) % 4294967296, closed, inline)
+  add(it, topic, data, messages, (own + 1) % 4294967296, closed)
 end
 save(it)
 if closed and kind == '' then
   redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' '))
 end
-keep(it, age, linger, it.n > 0)
+keep(it, it.tail > it.floor)
 return created(it, true)

@@ -71,28 +71,36 @@ impl Feed for Subscriber {
     }
 }
 
-/// What the scripts publish: words in a first line, then the data. What is none of theirs is passed over.
+/// What the scripts publish: of an append what `layout.lua` says, of all else words. What is none of theirs is passed over.
 fn parse(payload: &[u8], own: bool) -> Option<Notice> {
-    let end = payload.iter().position(|byte| *byte == b'\n').unwrap_or(payload.len());
-    let line = std::str::from_utf8(&payload[..end]).ok()?;
+    if let (Some(append), false) = (payload.strip_prefix(b"+"), own) {
+        return parse_append(append);
+    }
+    let line = std::str::from_utf8(payload).ok()?;
     if own {
         return line.parse().ok().map(Notice::Probe);
     }
     let mut words = line.split_ascii_whitespace();
     match words.next()? {
-        "append" => {
-            let at = offset(&mut words)?;
-            let before = words.next()?.parse().ok()?;
-            let messages = words.next()?.parse().ok()?;
-            let (closed, whole) = (words.next()? == "1", words.next()? == "1");
-            let data = whole.then(|| Bytes::copy_from_slice(&payload[(end + 1).min(payload.len())..]));
-            Some(Notice::Appended { at, before, messages, data, closed })
-        }
         "closed" => Some(Notice::Closed { tail: offset(&mut words)? }),
         "deleted" => Some(Notice::Deleted),
         "made" => Some(Notice::Made),
         _ => None,
     }
+}
+
+fn parse_append(append: &[u8]) -> Option<Notice> {
+    const HEAD: usize = 6 + 7 + 7 + 4 + 1;
+    let (mut head, data) = append.split_at_checked(HEAD)?;
+    let mut number = |bytes: usize| {
+        let (number, rest) = head.split_at(bytes);
+        head = rest;
+        number.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let at = Offset::new(number(6), number(7));
+    let (before, messages, flags) = (number(7), u32::try_from(number(4)).ok()?, number(1));
+    let data = (flags & 2 != 0).then(|| Bytes::copy_from_slice(data));
+    Some(Notice::Appended { at, before, messages, data, closed: flags & 1 != 0 })
 }
 
 fn offset(words: &mut SplitAsciiWhitespace<'_>) -> Option<Offset> {
@@ -105,18 +113,18 @@ mod tests {
 
     #[test]
     fn what_is_published_is_understood_or_passed_over() {
-        let appended = parse(b"append 7 123 122 2 0 1\n[1,\n2]", false);
+        let head = |flags| [&b"+\x07\0\0\0\0\0\x02\x01\0\0\0\0\0\x7a\0\0\0\0\0\0\x02\0\0\0"[..], &[flags]].concat();
+        let appended = parse(&[&head(2), &b"[1,\n2]"[..]].concat(), false);
         let Some(Notice::Appended { at, before: 122, messages: 2, data: Some(data), closed: false }) = appended else {
             panic!("{appended:?}");
         };
-        assert_eq!((at, &data[..]), (Offset::new(7, 123), &b"[1,\n2]"[..]));
-        let large = parse(b"append 7 123 122 1 1 0\n", false);
+        assert_eq!((at, &data[..]), (Offset::new(7, 258), &b"[1,\n2]"[..]));
+        let large = parse(&head(1), false);
         assert!(matches!(large, Some(Notice::Appended { data: None, closed: true, .. })), "{large:?}");
         assert!(matches!(parse(b"closed 7 123", false), Some(Notice::Closed { .. })));
         assert!(matches!(parse(b"made", false), Some(Notice::Made)));
         assert!(matches!(parse(b"17", true), Some(Notice::Probe(17))));
-        for stray in [&b""[..], b"\n", b"append", b"append 7", b"append x y z 1 0 1\n", b"\xff", b"hello", b"closed 1"]
-        {
+        for stray in [&b""[..], b"\n", b"+", &head(2)[..25], b"\xff", b"hello", b"closed 1"] {
             assert!(parse(stray, false).is_none(), "{stray:?}");
         }
     }

@@ -1,8 +1,6 @@
 //! The connection for commands: that it is lost is noticed by whoever uses it, and mended by who tends to the channels.
 
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, ScriptInvocation, ServerErrorKind, Value, aio::MultiplexedConnection,
-};
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, ServerErrorKind, Value, aio::MultiplexedConnection};
 use std::{
     error::Error as StdError,
     fmt,
@@ -15,6 +13,7 @@ use std::{
 };
 use tokio::runtime::Handle;
 
+use super::call::Call;
 use crate::{Error, Limit, engine::Answer};
 
 /// How long connecting may take.
@@ -56,6 +55,10 @@ impl Link {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// Says whether Redis is there, and errs if it says no.
@@ -109,25 +112,29 @@ impl Link {
     }
 
     /// Runs a script that changes nothing but what time would.
-    pub(super) async fn read(&self, script: &ScriptInvocation<'_>) -> Result<Value, Error> {
-        self.run(script, Kind::Read).await
+    pub(super) async fn read(&self, call: &Call<'_>) -> Result<Value, Error> {
+        self.run(call, Kind::Read).await
     }
 
     /// Runs a script whose outcome matters.
-    pub(super) async fn write(&self, script: &ScriptInvocation<'_>) -> Result<Value, Error> {
-        self.run(script, Kind::Write).await
+    pub(super) async fn write(&self, call: &Call<'_>) -> Result<Value, Error> {
+        self.run(call, Kind::Write).await
     }
 
-    async fn run(&self, script: &ScriptInvocation<'_>, kind: Kind) -> Result<Value, Error> {
+    async fn run(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
         let (mut connection, number) = self.connection()?;
         let mut loads = LOADS;
         loop {
-            match script.invoke_async(&mut connection).await {
-                // Loaded, and flushed again before it was run.
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) && loads > 0 => loads -= 1,
-                Err(error) => return Err(self.judge(&error, kind, number)),
-                Ok(said) => return Ok(said),
+            let mut said = call.command.query_async(&mut connection).await;
+            // It was never loaded, or flushed again before it was run: nothing was done.
+            if loads > 0 && said.as_ref().is_err_and(|error: &redis::RedisError| is_unknown_script(error)) {
+                loads -= 1;
+                match call.script.load_async(&mut connection).await {
+                    Ok(_) => continue,
+                    Err(error) => said = Err(error),
+                }
             }
+            return said.map_err(|error| self.judge(&error, kind, number));
         }
     }
 
@@ -180,6 +187,10 @@ impl Link {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn is_unknown_script(error: &redis::RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
 /// Whether an error is of this kind. Before Redis 7 what goes wrong in a script is told within another error.

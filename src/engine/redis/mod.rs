@@ -4,15 +4,20 @@
 //! | --- | --- |
 //! | `*.lua` | what is done to a channel, in one step each |
 //! | `ask` | what the scripts are given, and what they answer |
+//! | `call` | one call of a script |
+//! | `together` | appends that are under way at the same time |
 //! | `link` | the connection for commands, and what its errors mean |
 //! | `feed` | the connection that hears what is published |
 
 mod ask;
+mod call;
 mod feed;
 mod link;
+mod together;
 
 use std::{
     fmt,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -21,13 +26,14 @@ use crate::faults::Faults;
 use ask::Scripts;
 use link::Link;
 pub use link::RedisError;
+use together::Together;
 
 /// What is asked of Redis.
 pub(crate) struct Redis {
-    link: Link,
+    link: Arc<Link>,
     scripts: Scripts,
+    together: Arc<Together>,
     keys: Keys,
-    kept: Kept,
     faults: Faults,
 }
 
@@ -73,13 +79,10 @@ impl Redis {
         faults: Faults,
     ) -> Result<Self, RedisError> {
         let own = format!("{prefix}:\u{0}probe:{:016x}", fastrand::u64(..));
-        Ok(Self {
-            link: Link::new(url)?,
-            scripts: Scripts::new(),
-            keys: Keys { prefix: prefix.to_owned(), own },
-            kept: Kept { retention, producers },
-            faults,
-        })
+        let link = Arc::new(Link::new(url)?);
+        let scripts = Scripts::new(&Kept { retention, producers });
+        let together = Arc::new(Together::new(link.clone(), scripts.append.clone()));
+        Ok(Self { link, scripts, together, keys: Keys { prefix: prefix.to_owned(), own }, faults })
     }
 
     /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no
@@ -103,7 +106,7 @@ impl Remote for Redis {
     }
 
     fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-        self.link.within(self.ask_to_append(name, append))
+        Box::pin(self.together.append(self.wish(name, append)))
     }
 
     fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {

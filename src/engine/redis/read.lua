@@ -1,25 +1,24 @@
 -- What there is from a place. ARGV: where (earliest, tail, origin, after, window), position and fingerprint of `after`, bytes,
--- whether this keeps an idle channel alive, then what is kept: appends, bytes, age, linger.
+-- whether this keeps an idle channel alive.
 local where, position, low, limit, touches = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
-local appends, bytes, age, linger = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 
 local it = load(KEYS[1])
 if not it then
-  local now_at = origin(KEYS[1], age, linger)
+  local now_at = origin(KEYS[1])
   local good = where ~= 'after' or (tonumber(position) == 0 and is_origin(low, now_at))
   return { 'unknown', '0', now_at, good and '1' or '0' }
 end
 if it.buried then return is_deleted(it) end
-if touches then keep(it, age, linger, false) end
-if trim(it, appends, bytes, age) then save(it) end
+if touches then keep(it, false) end
+if trim(it) then save(it) end
 
 local from, fromlow = locate(it, where, position, low)
 local reason = ''
 if not from then from, fromlow, reason = it.floor, it.floorlow, fromlow end
 
 local function entry(one)
-  local dash = string.find(one[1], '-')
-  return { string.sub(one[1], dash + 1), field(one, 'm'), field(one, 'd') }, tonumber(string.sub(one[1], 1, dash - 1))
+  local at, low = split(one[1])
+  return { low, text((struct.unpack(ONE, field(one, 'm')))), field(one, 'd') }, at
 end
 
 local found, size = {}, 0
@@ -28,7 +27,7 @@ if reason ~= '' then
 elseif where == 'window' then
   -- As much as fits, from the end.
   local newest = {}
-  for _, one in ipairs(it.n > 0 and redis.call('XREVRANGE', it.log, '+', '-', 'COUNT', 64) or {}) do
+  for _, one in ipairs(it.tail > it.floor and redis.call('XREVRANGE', it.log, '+', '-', 'COUNT', 64) or {}) do
     local this, at = entry(one)
     size = size + #this[3]
     if #newest > 0 and size > limit then
@@ -37,14 +36,14 @@ elseif where == 'window' then
     end
     newest[#newest + 1] = this
     -- The place before it is known by the one that comes next; if none does, it is the floor.
-    if #newest == 64 and it.n > 64 then
+    if #newest == 64 and it.tail - it.floor > 64 then
       newest[#newest] = nil
       from, fromlow = at, this[1]
     end
   end
   for at = #newest, 1, -1 do found[#found + 1] = newest[at] end
 else
-  local next, full = from + 1, it.n == 0
+  local next, full = from + 1, it.tail == it.floor
   while not full do
     local some = redis.call('XRANGE', it.log, text(next) .. '-0', '+', 'COUNT', 64)
     for _, one in ipairs(some) do
@@ -62,5 +61,5 @@ local left = ''
 if it.till then left = text(math.max(it.till - now, 0)) end
 return {
   'found', reason, it.type, text(it.tag), it.closed and '1' or '0', text(it.tail), it.low, text(it.floor), it.floorlow,
-  it.ttl and text(it.ttl) or '', it.till and text(it.till) or '', left, text(it.n), it.born, text(from), fromlow, found,
+  it.ttl and text(it.ttl) or '', it.till and text(it.till) or '', left, text(it.tail - it.floor), it.born, text(from), fromlow, found,
 }

@@ -1,0 +1,28 @@
+-- What all scripts begin with. A channel is two keys: `…:channel`, a hash that says what it is, and `…:log`, a stream of its
+-- appends, whose ids are `<position>-<fingerprint>`. An offset is such an id, so it proves by itself which append it is.
+-- One that was forked has a third, `…:forks`, a set of the forks.
+--
+-- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
+-- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, and where a fork comes from.
+--
+-- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
+--
+-- Before this come the bounds of what is kept, as numbers, which cost nothing here: `APPENDS`, `BYTES`, `AGE` (0 for any), `LINGER`,
+-- `PRODUCERS`, and `INLINE`, the bytes that a publication carries.
+
+-- What every append changes: whether a plain append may be made without a further look (`j` or `b` for its content, or `-`), the
+-- log's tag; the positions where it ends and before it begins, their fingerprints, how many bytes were ever appended up to
+-- there; when the first append was made, and when the expiry of the keys was last set. Positions have no gaps, so they count.
+-- All of it is below the 64 bytes with which Redis keeps a small hash in one piece.
+local AT = '<c1I3I6I6I7I7I6I6I6I6'
+
+-- Beside an append's data: its messages, when it was made, how many bytes were ever appended up to its end.
+local ONE = '<I4I6I6'
+
+-- What is published of an append, after a `+` and before its data: its position and fingerprint, the fingerprint that it follows,
+-- its messages, whether it closes (1) and whether the data is there (2).
+local HEARD = '<I6I7I7I4B'
+
+-- How long it may be until the expiry is set again.
+local SPARE = AGE > 0 and math.ceil(AGE / 8) or math.huge
+local OLD = AGE > 0 and AGE or math.huge
