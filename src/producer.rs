@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::{
         Comet, Retention,
-        engine::{Answer, Append, Appended, Created, Creation, Feed, Found, Place, Remote, Touch},
+        engine::{Answer, Append, Appended, Created, Creation, Feed, Found, Held, Place, Remote, Seen, Touch},
         faults::Faults,
         registry::{Limits, Registry},
     };
@@ -143,6 +143,10 @@ mod tests {
         }
 
         fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
+        fn compare<'a>(&'a self, _: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 

@@ -29,6 +29,8 @@ pub(super) struct Follow {
     pub(super) number: u64,
     /// Somebody reads the log.
     pub(super) busy: bool,
+    /// It was live before: what is held is a part of the log, or there was none.
+    pub(super) known: bool,
     /// Somebody waits who could not tell from what was held whether there is something: who is woken when that is known.
     pub(super) unsure: bool,
     /// What was heard while the log was read.
@@ -61,6 +63,7 @@ impl Follow {
             stage: Stage::Reading,
             number: fastrand::u64(..),
             busy: false,
+            known: false,
             unsure: true,
             pending: VecDeque::new(),
             joining: Waiters::default(),
@@ -82,6 +85,11 @@ impl Follow {
         self.busy = false;
         self.pending.clear();
         self.joining.take()
+    }
+
+    /// It was read, or compared. Not all channels are compared in the same moment.
+    pub(super) fn note_check(&mut self, now: u64) {
+        self.checked = now.saturating_sub(fastrand::u64(..=CHECK / 2));
     }
 
     /// It is heard again, and to be read.

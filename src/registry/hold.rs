@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{
     Lifetime, Registry,
     entry::{Entry, Kept, State},
-    follow::{CHECK, Stage},
+    follow::Stage,
     lifetime::ends_in,
     millis,
     origin::Bucket,
@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Found, Log, Notice, Place, Remote, Start, Touch},
+    engine::{Found, Held, Log, Notice, Place, Remote, Seen, Start, Touch},
     faults::Rule,
+    sync::MutexGuard,
 };
 
 /// How much of a log is held, at most. Who wants more has it from the engine.
@@ -143,9 +144,62 @@ impl Registry {
         }
     }
 
-    /// Compares what is held of a channel with its log: that has gone on, or back, without a word if somebody has meddled with it.
-    /// Meanwhile it is live.
-    pub(super) async fn compare(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
+    /// Makes channels live of which all there is is held, and returns the others: they are to be read. After a lost connection
+    /// those are few.
+    pub(super) async fn confirm(&self, remote: &dyn Remote, entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>> {
+        let mut to_read = Vec::new();
+        let begun = |entry: &Arc<Entry>| {
+            let mut state = entry.lock();
+            let follow = state.follow.as_mut().filter(|follow| follow.stage == Stage::Reading && !follow.busy);
+            follow.map(|follow| follow.busy = true).is_some()
+        };
+        let entries: Vec<_> = entries.into_iter().filter(begun).collect();
+        let held: Vec<_> = entries.iter().map(|entry| held(entry.name(), &entry.lock())).collect();
+        let seen = remote.compare(&held).await.unwrap_or_default();
+        let seen = seen.into_iter().chain(std::iter::repeat(Seen::Other));
+        for ((entry, held), seen) in entries.iter().zip(&held).zip(seen) {
+            let mut state = entry.lock();
+            let (tail, now) = (self::held(entry.name(), &state).tail, self.now());
+            let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Reading) else { continue };
+            follow.note_check(now);
+            // From here on nobody else reads it, or this does.
+            follow.busy = false;
+            if seen != Seen::Same || tail != held.tail || !self.go_live(state, false, true) {
+                to_read.push(entry.clone());
+            }
+        }
+        to_read
+    }
+
+    /// Compares what is held of channels with their logs: they have gone on, or back, without a word if somebody has meddled with
+    /// them. Meanwhile they are live.
+    pub(super) async fn compare(&self, remote: &dyn Remote, entries: Vec<Arc<Entry>>) {
+        // Where that keeps a channel alive, it is read.
+        let (idle, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| {
+            let state = entry.lock();
+            state.waiters.len() > 0 && state.follow.as_ref().is_some_and(|follow| follow.idle.is_some())
+        });
+        if !entries.is_empty() {
+            let held: Vec<_> = entries.iter().map(|entry| held(entry.name(), &entry.lock())).collect();
+            for (entry, seen) in entries.iter().zip(remote.compare(&held).await.unwrap_or_default()) {
+                let mut state = entry.lock();
+                let same = match seen {
+                    Seen::Same => true,
+                    // What was heard meanwhile may have gone beyond it.
+                    Seen::At(tail) => state.log.as_deref().is_some_and(|kept| kept.log.has(tail) != Some(false)),
+                    Seen::Other => false,
+                };
+                if !same {
+                    self.doubt(entry, &mut state);
+                }
+            }
+        }
+        for entry in &idle {
+            self.compare_one(remote, entry).await;
+        }
+    }
+
+    async fn compare_one(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
         let touch = touch(&entry.lock());
         let found = match remote.read(entry.name(), Place::From(Start::Tail), 0, touch).await {
             Err(Error::Gone(gone)) => Found::Nothing(gone.tail()),
@@ -170,11 +224,16 @@ impl Registry {
     fn put(&self, entry: &Arc<Entry>, found: Found) -> bool {
         let now = self.now();
         let mut state = entry.lock();
-        let mut complete = found.is_up_to_date();
-        let mut changed = self.replace(entry, &mut state, found, now);
+        let complete = found.is_up_to_date();
+        let changed = self.replace(entry, &mut state, found, now);
         let Some(follow) = &mut state.follow else { return true };
-        // Not all channels are compared in the same moment.
-        follow.checked = now.saturating_sub(fastrand::u64(..=CHECK / 2));
+        follow.note_check(now);
+        self.go_live(state, changed, complete)
+    }
+
+    /// Takes in what was heard while the log was read, and makes the channel live if that is all there is.
+    fn go_live(&self, mut state: MutexGuard<'_, State>, mut changed: bool, mut complete: bool) -> bool {
+        let Some(follow) = &mut state.follow else { return true };
         if complete {
             let pending = std::mem::take(&mut follow.pending);
             for notice in pending.into_iter().filter(|_| self.faults.keep(Rule::Drain)) {
@@ -189,6 +248,7 @@ impl Registry {
         if let Some(follow) = state.follow.as_mut().filter(|_| complete) {
             follow.stage = Stage::Live;
             follow.busy = false;
+            follow.known = true;
             changed |= std::mem::take(&mut follow.unsure);
             joining = follow.joining.take();
         }
@@ -252,6 +312,12 @@ impl Registry {
         kept.log.shorten(appends, BYTES.min(self.retention.bytes));
         self.usage.adjust_history(before, kept.log.cost());
     }
+}
+
+fn held<'a>(name: &'a str, state: &State) -> Held<'a> {
+    let (made, closed) = (state.log.is_some(), state.log.as_ref().is_some_and(|kept| kept.log.is_closed()));
+    let tail = state.known_tail().unwrap_or_else(|| state.origin_elsewhere());
+    Held { name, tail, made, closed, touch: touch(state) }
 }
 
 /// Whether the engine is told that somebody is here.

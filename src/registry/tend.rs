@@ -40,6 +40,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// How many logs are read at a time.
 const READS: usize = 64;
 
+/// How many channels are compared in one request, and how many of those are under way: the engine does nothing else meanwhile.
+const COMPARED: usize = 256;
+const COMPARES: usize = 4;
+
 /// How many channels go into one request.
 const BATCH: usize = 1_024;
 
@@ -93,7 +97,7 @@ impl End {
     }
 }
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Work<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// One connection's time.
 struct Tending {
@@ -101,12 +105,15 @@ struct Tending {
     remote: Arc<dyn Remote>,
     feed: Box<dyn Feed>,
     tick: Interval,
+    /// To be read unless what is held of them is all there is, in this order.
+    to_confirm: VecDeque<Arc<Entry>>,
     /// To be read, in this order.
     to_read: VecDeque<Arc<Entry>>,
-    /// To be compared, when there is nothing to be read.
+    /// To be compared, when there is nothing else.
     to_compare: VecDeque<Arc<Entry>>,
-    /// Being read, or compared.
     reads: FuturesUnordered<Work>,
+    /// Each leaves those that are to be read.
+    compares: FuturesUnordered<Work<Vec<Arc<Entry>>>>,
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
@@ -123,8 +130,20 @@ impl Tending {
     fn new(registry: Weak<Registry>, remote: Arc<dyn Remote>, feed: Box<dyn Feed>) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (to_read, to_compare, reads, probe) = (VecDeque::new(), VecDeque::new(), FuturesUnordered::new(), None);
-        Self { registry, remote, feed, tick, to_read, to_compare, reads, probe, sent: 0, heard: (0, Instant::now()) }
+        Self {
+            registry,
+            remote,
+            feed,
+            tick,
+            to_confirm: VecDeque::new(),
+            to_read: VecDeque::new(),
+            to_compare: VecDeque::new(),
+            reads: FuturesUnordered::new(),
+            compares: FuturesUnordered::new(),
+            probe: None,
+            sent: 0,
+            heard: (0, Instant::now()),
+        }
     }
 
     /// Takes up all that was followed before the connection was lost, and goes on until this one is.
@@ -142,7 +161,7 @@ impl Tending {
         drop(registry);
         let taken_up = self.take_up(entries).await;
         if self.registry.upgrade().is_some_and(|registry| !registry.faults.keep(Rule::ReadAgain)) {
-            self.to_read.drain(..).for_each(|entry| Registry::assume(&entry));
+            self.to_confirm.drain(..).chain(self.to_read.drain(..)).for_each(|entry| Registry::assume(&entry));
         }
         let end = match taken_up {
             Ok(()) => self.run().await,
@@ -203,7 +222,12 @@ impl Tending {
             }
             let names: Vec<_> = entries.iter().map(|entry| entry.name().to_owned()).collect();
             match timeout(PATIENCE, self.feed.subscribe(&names)).await {
-                Ok(Ok(())) if faults.keep(Rule::Order) => self.to_read.extend(entries.iter().cloned()),
+                Ok(Ok(())) if faults.keep(Rule::Order) => {
+                    for entry in entries {
+                        let queue = if is_known(entry) { &mut self.to_confirm } else { &mut self.to_read };
+                        queue.push_back(entry.clone());
+                    }
+                }
                 Ok(Ok(())) => {}
                 _ => return Err(End::Lost("subscribing failed")),
             }
@@ -236,21 +260,55 @@ impl Tending {
         }
         loop {
             while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {}
-            if (self.to_read.is_empty() && self.to_compare.is_empty()) || self.reads.len() == READS {
-                return;
+            while let Poll::Ready(Some(to_read)) = self.compares.poll_next_unpin(cx) {
+                self.to_read.extend(to_read);
             }
-            while self.reads.len() < READS {
-                let (registry, remote) = (registry.clone(), self.remote.clone());
-                if let Some(entry) = self.to_read.pop_front() {
-                    self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
-                } else if let Some(entry) = self.to_compare.pop_front() {
-                    self.reads.push(Box::pin(async move { registry.compare(&*remote, &entry).await }));
-                } else {
-                    break;
-                }
+            if !self.begin_reads(registry) && !self.begin_compares(registry) {
+                return;
             }
         }
     }
+
+    /// Whether there was something to begin with.
+    fn begin_reads(&mut self, registry: &Arc<Registry>) -> bool {
+        let room = READS - self.reads.len();
+        let begun = self.to_read.len().min(room);
+        for entry in self.to_read.drain(..begun) {
+            let (registry, remote) = (registry.clone(), self.remote.clone());
+            self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
+        }
+        begun > 0
+    }
+
+    fn begin_compares(&mut self, registry: &Arc<Registry>) -> bool {
+        let before = self.compares.len();
+        while self.compares.len() < COMPARES {
+            let (registry, remote) = (registry.clone(), self.remote.clone());
+            if !self.to_confirm.is_empty() {
+                let entries = first(&mut self.to_confirm);
+                self.compares.push(Box::pin(async move { registry.confirm(&*remote, entries).await }));
+            } else if !self.to_compare.is_empty() && self.to_read.is_empty() {
+                let entries = first(&mut self.to_compare);
+                self.compares.push(Box::pin(async move {
+                    registry.compare(&*remote, entries).await;
+                    Vec::new()
+                }));
+            } else {
+                break;
+            }
+        }
+        self.compares.len() > before
+    }
+}
+
+/// As many as are compared in one request.
+fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
+    queue.drain(..queue.len().min(COMPARED)).collect()
+}
+
+/// Whether it is likely that all there is of a channel is held, and enough to know it: reading keeps an idle one alive, too.
+fn is_known(entry: &Entry) -> bool {
+    entry.lock().follow.as_ref().is_some_and(|follow| follow.known && follow.idle.is_none())
 }
 
 impl Registry {

@@ -329,7 +329,7 @@ fn restart(threads: &Threads, channels: usize) -> Result<()> {
     let there = threads.there.block_on(server.node())?;
     let mut connection = threads.here.block_on(server.connection())?;
     threads.here.block_on(fill(&here, channels, 1))?;
-    let scripts = threads.here.block_on(server.scripts(&mut connection))?;
+    let looks = threads.here.block_on(server.looks(&mut connection))?;
     let resident = memory_of(std::process::id())?;
     let (heard, mut hears) = mpsc::unbounded_channel();
     let began = Instant::now();
@@ -341,7 +341,7 @@ fn restart(threads: &Threads, channels: usize) -> Result<()> {
             }
         });
     }
-    let subscribed = threads.here.block_on(server.live(&mut connection, channels, scripts))?;
+    let subscribed = threads.here.block_on(server.live(&mut connection, channels, looks))?;
     println!("\n{channels} channels, each waited on:");
     println!("  at first, live after {:.2} s, subscribed to after {subscribed:.2}", began.elapsed().as_secs_f64());
     let each = (memory_of(std::process::id())? - resident) / channels as f64;
@@ -481,12 +481,13 @@ impl Server {
             .collect()
     }
 
-    /// How many scripts have looked at a channel: each asks once what it is.
-    async fn scripts(&self, connection: &mut MultiplexedConnection) -> Result<u64> {
-        Ok(self.commands(connection).await?.get("hmget").copied().unwrap_or_default())
+    /// How often a script has looked at a channel: it asks once what it is, or how far.
+    async fn looks(&self, connection: &mut MultiplexedConnection) -> Result<u64> {
+        let commands = self.commands(connection).await?;
+        Ok(["hget", "hmget"].iter().filter_map(|command| commands.get(*command)).sum())
     }
 
-    /// Waits until all channels are subscribed to, which took so many seconds, and as many scripts have run beyond those before.
+    /// Waits until all channels are subscribed to, which took so many seconds, and each was looked at, beyond so many before.
     async fn live(&self, connection: &mut MultiplexedConnection, channels: usize, before: u64) -> Result<f64> {
         let (began, mut after) = (Instant::now(), None);
         for _ in 0..60_000 {
@@ -495,7 +496,7 @@ impl Server {
             if subscribed >= channels {
                 after.get_or_insert_with(|| began.elapsed().as_secs_f64());
             }
-            if subscribed >= channels && self.scripts(connection).await? >= before + channels as u64 {
+            if subscribed >= channels && self.looks(connection).await? >= before + channels as u64 {
                 return Ok(after.unwrap_or_default());
             }
             sleep(Duration::from_millis(10)).await;

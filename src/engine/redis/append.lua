@@ -1,5 +1,5 @@
--- What was left for later: appends, closes, or both, on whatever terms. Packed beside what the usual append is given: type to create
--- with, kind of content (j, b or none), close, Stream-Seq, producer's id, epoch and number, tag of a fingerprint.
+-- What was left for later: appends, closes, or both, on whatever terms. Packed after what the usual append is given: type to create
+-- with, kind of content (j, b or -), close, Stream-Seq, producer's id, epoch and number, tag of a fingerprint.
 
 -- Byte by byte, whatever the server's locale.
 local function is_after(a, b)
@@ -11,9 +11,10 @@ local function is_after(a, b)
 end
 
 local function append(nth)
-  local meta, of = KEYS[2 * nth - 1], 7 * (nth - 1)
-  local topic, said, messages, data, own = ARGV[of + 1], ARGV[of + 3], ARGV[of + 4], ARGV[of + 5], tonumber(ARGV[of + 6])
-  local create, kind, closes, seq, id, epoch, number, tag = struct.unpack('<I4c0c1BI4c0I4c0I8I8I4', ARGV[of + 7])
+  local meta, of = KEYS[2 * nth - 1], 3 * nth
+  local topic, data = ARGV[of - 2], ARGV[of - 1]
+  local _, messages, own, said, create, kind, closes, seq, id, epoch, number, tag =
+    struct.unpack('<c1I4I4I4c0I4c0c1BI4c0I4c0I8I8I4', ARGV[of])
   closes = closes == 1
 
   local it = load(meta)

@@ -8,8 +8,8 @@ use super::{Kept, Redis, call::Call, together::Wish};
 use crate::{
     Error, Gone, Limit, Offset,
     engine::{
-        Append, Appended, Batch, Created, Creation, Fork, Found, Lifetime, MediaType, Page, PageEntry, Place, Reason,
-        Retention, Start, Touch, is_json,
+        Append, Appended, Batch, Created, Creation, Fork, Found, Held, Lifetime, MediaType, Page, PageEntry, Place,
+        Reason, Retention, Seen, Start, Touch, is_json,
     },
     faults::Rule,
 };
@@ -25,6 +25,7 @@ pub(super) struct Scripts {
     read: Script,
     create: Script,
     delete: Script,
+    compare: Script,
 }
 
 impl Scripts {
@@ -38,6 +39,7 @@ impl Scripts {
             read: script(&[common, include_str!("read.lua")]),
             create: script(&[common, include_str!("create.lua")]),
             delete: script(&[common, include_str!("delete.lua")]),
+            compare: script(&[common, include_str!("compare.lua")]),
         }
     }
 }
@@ -61,9 +63,8 @@ fn bounds(kept: &Kept) -> String {
 pub(super) fn appended(said: Value) -> Result<Appended, Error> {
     // A plain one: where the channel ends now, as Redis writes it.
     if let Value::BulkString(id) = &said {
-        let id = std::str::from_utf8(id).ok().and_then(|id| id.split_once('-'));
-        let tail = id.and_then(|(at, low)| Some(Offset::new(at.parse().ok()?, low.parse().ok()?)));
-        return Ok(Appended { tail: tail.ok_or_else(strange)?, closed: false, accepted: None, duplicate: false });
+        let tail = parse_id(id).ok_or_else(strange)?;
+        return Ok(Appended { tail, closed: false, accepted: None, duplicate: false });
     }
     let mut said = Said::new(said)?;
     Err(match &*said.text()? {
@@ -89,31 +90,27 @@ pub(super) fn appended(said: Value) -> Result<Appended, Error> {
 
 impl Redis {
     pub(super) fn wish(&self, name: &str, append: &Append<'_>) -> Wish {
-        let (messages, data) = append.batch.as_ref().map_or((0, Bytes::new()), |batch| (batch.messages, batch.data.clone()));
-        let kind = append.batch.as_ref().map_or("-", |batch| if batch.json { "j" } else { "b" });
-        let plain = append.batch.is_some() && !append.close && append.seq.is_none() && append.stamp.is_none();
+        let batch = append.batch.as_ref();
+        let (messages, data) = batch.map_or((0u32, Bytes::new()), |batch| (batch.messages, batch.data.clone()));
+        let kind = batch.map_or("-", |batch| if batch.json { "j" } else { "b" });
+        let plain = batch.is_some() && !append.close && append.seq.is_none() && append.stamp.is_none();
         let (create, seq) = (append.create.map_or("", |create| &**create), append.seq.unwrap_or_default());
         let (id, epoch, number) = append.stamp.map_or(("", 0, 0), |stamp| (&*stamp.id, stamp.epoch, stamp.seq));
-        let mut rest = Vec::with_capacity(64);
-        text(&mut rest, create);
-        rest.extend_from_slice(kind.as_bytes());
-        rest.push(append.close.into());
-        text(&mut rest, seq);
-        text(&mut rest, id);
-        rest.extend_from_slice(&epoch.to_le_bytes());
-        rest.extend_from_slice(&number.to_le_bytes());
         let (tag, own) = fingerprint();
-        rest.extend_from_slice(&tag.to_le_bytes());
-        Wish {
-            keys: self.keys.channel(name),
-            topic: self.keys.topic(name),
-            kind: if plain { kind } else { "" },
-            said: append.content_type.unwrap_or_default().to_owned(),
-            messages,
-            data,
-            own,
-            rest,
-        }
+        let mut terms = Vec::with_capacity(96);
+        terms.extend_from_slice(if plain { kind } else { "-" }.as_bytes());
+        terms.extend_from_slice(&messages.to_le_bytes());
+        terms.extend_from_slice(&own.to_le_bytes());
+        text(&mut terms, append.content_type.unwrap_or_default());
+        text(&mut terms, create);
+        terms.extend_from_slice(kind.as_bytes());
+        terms.push(append.close.into());
+        text(&mut terms, seq);
+        text(&mut terms, id);
+        terms.extend_from_slice(&epoch.to_le_bytes());
+        terms.extend_from_slice(&number.to_le_bytes());
+        terms.extend_from_slice(&tag.to_le_bytes());
+        Wish { keys: self.keys.channel(name), topic: self.keys.topic(name), data, terms }
     }
 
     pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
@@ -256,6 +253,26 @@ impl Redis {
         Ok(Found::Page(Page { content_type, log, closed, origin, tail, kept, lifetime, left, after, entries }))
     }
 
+    pub(super) async fn ask_to_compare(&self, held: &[Held<'_>]) -> Result<Vec<Seen>, Error> {
+        let keys: Vec<String> =
+            held.iter().map(|held| self.keys.channel(held.name)).map(|[channel, _]| channel).collect();
+        let mut packed = Vec::with_capacity(held.len() * 16);
+        for Held { tail, made, closed, touch, .. } in held {
+            packed.extend_from_slice(&tail.position().to_le_bytes()[..6]);
+            packed.extend_from_slice(&tail.fingerprint().to_le_bytes()[..7]);
+            packed.extend_from_slice(&[*made, *closed, *touch == Touch::Yes].map(u8::from));
+        }
+        let mut call = Call::new(&self.scripts.compare, keys.iter());
+        call.arg(&packed[..]);
+        let seen = |value| match value {
+            Value::Int(1) => Ok(Seen::Same),
+            Value::BulkString(id) => parse_id(&id).map(Seen::At).ok_or_else(strange),
+            _ => Ok(Seen::Other),
+        };
+        let seen: Vec<_> = Said::new(self.link.read(&call).await?)?.0.map(seen).collect::<Result<_, _>>()?;
+        if seen.len() == held.len() { Ok(seen) } else { Err(strange()) }
+    }
+
     pub(super) async fn ask_for_names(&self) -> Result<Vec<String>, Error> {
         let (pattern, end) = self.keys.all();
         let begin = self.keys.prefix.len() + 2;
@@ -334,6 +351,12 @@ fn fingerprint() -> (u32, u32) {
 fn text(packed: &mut Vec<u8>, text: &str) {
     packed.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
     packed.extend_from_slice(text.as_bytes());
+}
+
+/// An offset as the scripts answer it where it is all they say.
+fn parse_id(id: &[u8]) -> Option<Offset> {
+    let (at, low) = std::str::from_utf8(id).ok()?.split_once('-')?;
+    Some(Offset::new(at.parse().ok()?, low.parse().ok()?))
 }
 
 fn entry(value: Value) -> Result<PageEntry, Error> {

@@ -1,6 +1,5 @@
 -- Appends that one node makes at the same time, to the same channels or to others, in their order. KEYS: for each its channel and its log.
--- ARGV: for each its topic, kind of content (j or b; none if it is not plain), type that was said, messages, data, own part
--- of the fingerprint, and all else, packed.
+-- ARGV: for each its topic, its data, and all else, packed: of the latter only the beginning is looked at here.
 --
 -- This is the usual append: to a channel that is there, open, of the right type and without a lifetime of its own, by nobody who counts.
 -- It does without what follows: what defines the functions there costs Redis more than this. What is not so, and what comes
@@ -11,23 +10,24 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local answers, written, later, trims = {}, false, nil, nil
 
 for nth = 1, #KEYS / 2 do
-  local meta, log, of = KEYS[2 * nth - 1], KEYS[2 * nth], 7 * (nth - 1)
+  local meta, log, of = KEYS[2 * nth - 1], KEYS[2 * nth], 3 * nth
   local done = false
   repeat
-    local kind, said, held = ARGV[of + 2], ARGV[of + 3], nil
-    if kind == '' or (later and later[meta]) then break end
-    if said == '' then
+    local kind, messages, own, length, rest = unpack(WISH, ARGV[of])
+    if kind == '-' or (later and later[meta]) then break end
+    local held
+    if length == 0 then
       held = call('HGET', meta, 'at')
     else
       local v = call('HMGET', meta, 'type', 'at')
-      held = v[1] == said and v[2]
+      held = v[1] == string.sub(ARGV[of], rest, rest + length - 1) and v[2]
     end
     if not held then break end
     local plain, tag, tail, floor, low, floorlow, sum, floorsum, first, kept = unpack(AT, held)
     if plain ~= kind or kept + SPARE <= now then break end
 
-    local messages, data, before = ARGV[of + 4], ARGV[of + 5], low
-    tail, low, sum = tail + 1, tag * 4294967296 + ARGV[of + 6], sum + #data
+    local data, before = ARGV[of - 1], low
+    tail, low, sum = tail + 1, tag * 4294967296 + own, sum + #data
     local id = format('%d-%d', tail, low)
     -- Not if the stream is gone, by age or eviction; nor before Redis 6.2, which does not know the word.
     if pcall_of('XADD', log, 'NOMKSTREAM', id, 'd', data, 'm', pack(ONE, messages, now, sum)) ~= id then break end
@@ -55,7 +55,7 @@ for nth = 1, #KEYS / 2 do
     end
     call('HSET', meta, 'at', pack(AT, kind, tag, tail, floor, low, floorlow, sum, floorsum, first, kept))
     local whole = #data <= INLINE
-    call('PUBLISH', ARGV[of + 1], '+' .. pack(HEARD, tail, low, before, messages, whole and 2 or 0) .. (whole and data or ''))
+    call('PUBLISH', ARGV[of - 2], '+' .. pack(HEARD, tail, low, before, messages, whole and 2 or 0) .. (whole and data or ''))
     answers[nth] = id
   until true
   if not done then

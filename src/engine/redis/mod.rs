@@ -21,7 +21,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Answer, Append, Appended, Created, Creation, Feed, Found, Offset, Place, Remote, Retention, Touch};
+use super::{
+    Answer, Append, Appended, Created, Creation, Feed, Found, Held, Offset, Place, Remote, Retention, Seen, Touch,
+};
 use crate::faults::Faults;
 use ask::Scripts;
 use link::Link;
@@ -119,6 +121,10 @@ impl Remote for Redis {
 
     fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found> {
         self.link.within(self.ask_to_read(name, from, limit, touch))
+    }
+
+    fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
+        self.link.within(self.ask_to_compare(held))
     }
 
     fn names(&self) -> Answer<'_, Vec<String>> {

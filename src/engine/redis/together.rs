@@ -19,24 +19,19 @@ use super::{
 use crate::{Error, engine::Appended};
 
 /// How many calls are under way at a time: while one runs, the next is on its way.
-const LANES: usize = 8;
+const LANES: usize = 6;
 
 /// How many appends go together, and how many bytes of them: Redis does nothing else meanwhile.
-const MOST: usize = 64;
+const MOST: usize = 32;
 const MOST_BYTES: usize = 256 * 1024;
 
 /// One append, as the script wants it.
 pub(super) struct Wish {
     pub(super) keys: [String; 2],
     pub(super) topic: String,
-    /// The kind of the content, if the append is a plain one.
-    pub(super) kind: &'static str,
-    pub(super) said: String,
-    pub(super) messages: u32,
     pub(super) data: Bytes,
-    pub(super) own: u32,
     /// All else.
-    pub(super) rest: Vec<u8>,
+    pub(super) terms: Vec<u8>,
 }
 
 type Outcome = oneshot::Sender<Result<Appended, Error>>;
@@ -83,8 +78,8 @@ impl Together {
     async fn send(&self, wishes: &[(Wish, Outcome)]) -> Result<Said, Error> {
         let keys: Vec<&String> = wishes.iter().flat_map(|(wish, _)| &wish.keys).collect();
         let mut call = Call::new(&self.script, keys.into_iter());
-        for (Wish { topic, kind, said, messages, data, own, rest, .. }, _) in wishes {
-            call.arg(topic).arg(kind).arg(said).arg(messages).arg(&data[..]).arg(own).arg(&rest[..]);
+        for (Wish { topic, data, terms, .. }, _) in wishes {
+            call.arg(topic).arg(&data[..]).arg(&terms[..]);
         }
         Said::new(self.link.write(&call).await?)
     }

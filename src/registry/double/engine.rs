@@ -12,8 +12,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     Error,
     engine::{
-        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Lifetime, Notice, Offset, Page, PageEntry,
-        Place, Reason, Remote, Start, Touch,
+        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, Notice, Offset, Page,
+        PageEntry, Place, Reason, Remote, Seen, Start, Touch,
     },
 };
 
@@ -105,6 +105,17 @@ impl Log {
 impl World {
     fn origin(&self) -> Offset {
         self.origin.unwrap_or(Offset::ZERO)
+    }
+
+    fn compare(&self, held: &Held<'_>) -> Seen {
+        match self.logs.get(held.name) {
+            None if !held.made && held.tail == self.origin() => Seen::Same,
+            Some(log) if held.made && log.closed == held.closed => match log.tail() {
+                tail if tail == held.tail => Seen::Same,
+                tail => Seen::At(tail),
+            },
+            _ => Seen::Other,
+        }
     }
 
     fn fingerprint(&mut self, tag: u64) -> u64 {
@@ -286,6 +297,24 @@ impl Remote for Double {
                 going_on.await;
             }
             read
+        })
+    }
+
+    fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
+        Box::pin(async move {
+            let seen = {
+                let mut world = self.world();
+                world.journal.push("compare");
+                if world.refuse_reads || world.publish.is_none() {
+                    return Err(Error::Unreachable);
+                }
+                held.iter().map(|held| world.compare(held)).collect()
+            };
+            let going_on = self.bell.notified();
+            if self.world().hold_reads {
+                going_on.await;
+            }
+            Ok(seen)
         })
     }
 

@@ -4,6 +4,7 @@
 
 mod engine;
 mod random;
+mod resumed;
 mod rules;
 mod waits;
 

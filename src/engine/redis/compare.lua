@@ -1,0 +1,32 @@
+-- Compares what a node holds of many channels with what there is. KEYS: their channels. ARGV: for each, packed in one piece, where it
+-- ends there, whether somebody has made it, whether it is closed, and whether somebody waits on it. Answers for each: 1 if it is so, where
+-- it ends if that is all that is not, 0 otherwise.
+local HELD = '<I6I7BBB'
+
+local function is_so(meta, tail, low, made, closed, waited)
+  local at = redis.call('HGET', meta, 'at')
+  if not at then return made == 0 and tonumber(origin(meta)) == low and 1 or 0 end
+  local plain, _, tail_now, _, low_now, _, _, _, _, kept = struct.unpack(AT, at)
+  local closed_now = '0'
+  if plain == '-' then
+    local buried
+    _, _, _, _, _, closed_now, buried = string.match(redis.call('HGET', meta, 'is'), IS)
+    if buried == '1' then return 0 end
+  end
+  if made == 0 or closed ~= tonumber(closed_now) then return 0 end
+  -- As a read would: somebody waits on one whose history is nearly over.
+  if waited == 1 and AGE > 0 and kept + AGE <= now then
+    local left = redis.call('PTTL', meta)
+    if left >= 0 and left < LINGER then redis.call('PEXPIRE', meta, LINGER) end
+  end
+  if tail == tail_now and low == low_now then return 1 end
+  return string.format('%d-%d', tail_now, low_now)
+end
+
+local seen, next = {}, 1
+for nth, meta in ipairs(KEYS) do
+  local tail, low, made, closed, waited
+  tail, low, made, closed, waited, next = struct.unpack(HELD, ARGV[1], next)
+  seen[nth] = is_so(meta, tail, low, made, closed, waited)
+end
+return seen
