@@ -8,7 +8,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
@@ -43,6 +43,9 @@ const READS: usize = 64;
 /// How many channels are compared in one request, and how many of those are under way: the engine does nothing else meanwhile.
 const COMPARED: usize = 256;
 const COMPARES: usize = 4;
+
+/// How many notices are taken in at a time.
+const HEARD: usize = 64;
 
 /// How many channels go into one request.
 const BATCH: usize = 1_024;
@@ -120,7 +123,7 @@ struct Tending {
 }
 
 enum Event {
-    Heard(String, Notice),
+    Heard,
     Asked,
     Tick,
     End(End),
@@ -178,8 +181,7 @@ impl Tending {
             let event = poll_fn(|cx| self.poll_event(cx)).await;
             let Some(registry) = self.registry.upgrade() else { return End::Gone };
             match event {
-                Event::Heard(_, Notice::Probe(number)) => self.heard = (self.heard.0.max(number), Instant::now()),
-                Event::Heard(name, notice) => registry.hear(&name, notice),
+                Event::Heard => {}
                 Event::Asked => {
                     let AskedQueue { to_follow, to_read, .. } = std::mem::take(&mut *registry.asked.queue.lock());
                     drop(registry);
@@ -247,11 +249,15 @@ impl Tending {
             return Poll::Ready(Event::Asked);
         }
         self.poll_work(&registry, cx);
-        match self.feed.poll_next(cx) {
-            Poll::Ready(Some((name, notice))) => Poll::Ready(Event::Heard(name, notice)),
-            Poll::Ready(None) => Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
-            Poll::Pending => Poll::Pending,
+        // Who is woken runs when this returns: so many, and then it looks around again.
+        for _ in 0..HEARD {
+            match ready!(self.feed.poll_next(cx)) {
+                Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
+                Some((name, notice)) => registry.hear(&name, notice),
+                None => return Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
+            }
         }
+        Poll::Ready(Event::Heard)
     }
 
     fn poll_work(&mut self, registry: &Arc<Registry>, cx: &mut Context<'_>) {

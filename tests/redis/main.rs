@@ -4,6 +4,7 @@
 //! `RUSTFLAGS="--cfg comet_faults"` adds `controls`, which take out one rule each and see that something is then lost.
 #![allow(unreachable_pub, reason = "what the modules share, they share with each other")]
 
+mod appends;
 #[cfg(comet_faults)]
 mod controls;
 mod crashes;

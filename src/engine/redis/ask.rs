@@ -262,7 +262,7 @@ impl Redis {
             packed.extend_from_slice(&tail.fingerprint().to_le_bytes()[..7]);
             packed.extend_from_slice(&[*made, *closed, *touch == Touch::Yes].map(u8::from));
         }
-        let mut call = Call::new(&self.scripts.compare, keys.iter());
+        let mut call = Call::new(&self.scripts.compare, keys.len(), keys.iter());
         call.arg(&packed[..]);
         let seen = |value| match value {
             Value::Int(1) => Ok(Seen::Same),
@@ -309,7 +309,7 @@ impl Redis {
     }
 
     fn script<'a>(&self, script: &'a Script, name: &str) -> Call<'a> {
-        Call::new(script, self.keys.channel(name).iter())
+        Call::new(script, 2, self.keys.channel(name).iter())
     }
 }
 

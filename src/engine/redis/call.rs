@@ -9,11 +9,12 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new<K: AsRef<str>>(script: &'a Script, keys: impl ExactSizeIterator<Item = K>) -> Self {
+    /// `count` keys.
+    pub(super) fn new<'k>(script: &'a Script, count: usize, keys: impl Iterator<Item = &'k String>) -> Self {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(keys.len());
+        command.arg(script.get_hash()).arg(count);
         for key in keys {
-            command.arg(key.as_ref());
+            command.arg(key);
         }
         Self { script, command }
     }

@@ -1,6 +1,8 @@
 //! The connection for commands: that it is lost is noticed by whoever uses it, and mended by who tends to the channels.
 
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, ServerErrorKind, Value, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, Script, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
 use std::{
     error::Error as StdError,
     fmt,
@@ -71,9 +73,13 @@ impl Link {
     }
 
     /// Opens a connection in place of the one that there is, which is used until then: it may be the subscriber's alone that was
-    /// lost.
-    pub(super) async fn connect(&self) -> Result<(), Error> {
-        let opened = self.open().await;
+    /// lost. The script is there from the beginning: appends that find it missing would not be made in the order in which they were sent.
+    pub(super) async fn connect(&self, script: &Script) -> Result<(), Error> {
+        let mut opened = self.open().await;
+        if let Ok(connection) = &mut opened {
+            // Who may not load it, or may not yet, finds out when it is run.
+            drop(script.load_async(connection).await);
+        }
         let mut state = self.state();
         state.number += 1;
         state.connection = opened.ok();

@@ -97,7 +97,7 @@ impl Redis {
 impl Remote for Redis {
     fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
         self.link.within(async {
-            self.link.connect().await?;
+            self.link.connect(&self.scripts.append).await?;
             let feed = feed::Subscriber::connect(&self.link, &self.keys).await?;
             Ok(Box::new(feed) as Box<dyn Feed>)
         })
@@ -108,7 +108,7 @@ impl Remote for Redis {
     }
 
     fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-        Box::pin(self.together.append(self.wish(name, append)))
+        self.link.within(self.together.append(self.wish(name, append)))
     }
 
     fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
