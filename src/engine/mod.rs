@@ -44,9 +44,9 @@ pub(crate) use reading::{Reading, Start};
 pub(crate) use redis::Redis;
 #[cfg(feature = "redis")]
 pub use redis::RedisError;
-pub(crate) use remote::{Answer, Found, Held, Notice, Page, Place, Remote, Seen, Touch};
+pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
 #[cfg(feature = "redis")]
-pub(crate) use remote::{Feed, PageEntry};
+pub(crate) use remote::{Feed, Held, PageEntry, Seen};
 pub(crate) use request::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use writers::{Admission, Stamp, Writers};

@@ -14,6 +14,7 @@
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `closing` | ending all waits, at once or spread over time |
 //! | `follow`, `hold`, `tend`, `health` | channels whose logs are kept elsewhere: who wants them, what is held of them, who tends to that |
+//! | `compare`, `backlog` | the same: whether it is all there is, and what is to be read |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `origin` | what stands for the tail of a channel that nobody has made |
@@ -23,7 +24,11 @@
 //! map, a channel, the queue of expiries. That of an alarm is taken while no other is.
 
 mod alarm;
+#[cfg(feature = "redis")]
+mod backlog;
 mod closing;
+#[cfg(feature = "redis")]
+mod compare;
 mod create;
 mod delete;
 #[cfg(all(test, feature = "redis", not(comet_loom)))]

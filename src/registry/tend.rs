@@ -1,10 +1,8 @@
 //! The task that tends to the channels that are followed: it hears what is published, reads what is in doubt, lets go of what nobody
 //! wants any more, and begins anew when the connection is lost.
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
     cmp::Reverse,
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Weak},
@@ -15,6 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 
 use super::{
     Registry,
+    backlog::Backlog,
     entry::Entry,
     follow::{AskedQueue, CHECK, Stage},
     waiters::Woken,
@@ -36,13 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long it is between two attempts to connect, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// How many logs are read at a time.
-const READS: usize = 64;
-
-/// How many channels are compared in one request, and how many of those are under way: the engine does nothing else meanwhile.
-const COMPARED: usize = 256;
-const COMPARES: usize = 4;
 
 /// How many notices are taken in at a time.
 const HEARD: usize = 64;
@@ -100,7 +92,7 @@ impl End {
     }
 }
 
-type Work<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One connection's time.
 struct Tending {
@@ -108,15 +100,7 @@ struct Tending {
     remote: Arc<dyn Remote>,
     feed: Box<dyn Feed>,
     tick: Interval,
-    /// To be read unless what is held of them is all there is, in this order.
-    to_confirm: VecDeque<Arc<Entry>>,
-    /// To be read, in this order.
-    to_read: VecDeque<Arc<Entry>>,
-    /// To be compared, when there is nothing else.
-    to_compare: VecDeque<Arc<Entry>>,
-    reads: FuturesUnordered<Work>,
-    /// Each leaves those that are to be read.
-    compares: FuturesUnordered<Work<Vec<Arc<Entry>>>>,
+    backlog: Backlog,
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
@@ -138,11 +122,7 @@ impl Tending {
             remote,
             feed,
             tick,
-            to_confirm: VecDeque::new(),
-            to_read: VecDeque::new(),
-            to_compare: VecDeque::new(),
-            reads: FuturesUnordered::new(),
-            compares: FuturesUnordered::new(),
+            backlog: Backlog::default(),
             probe: None,
             sent: 0,
             heard: (0, Instant::now()),
@@ -164,7 +144,7 @@ impl Tending {
         drop(registry);
         let taken_up = self.take_up(entries).await;
         if self.registry.upgrade().is_some_and(|registry| !registry.faults.keep(Rule::ReadAgain)) {
-            self.to_confirm.drain(..).chain(self.to_read.drain(..)).for_each(|entry| Registry::assume(&entry));
+            self.backlog.forget().for_each(|entry| Registry::assume(&entry));
         }
         let end = match taken_up {
             Ok(()) => self.run().await,
@@ -185,7 +165,7 @@ impl Tending {
                 Event::Asked => {
                     let AskedQueue { to_follow, to_read, .. } = std::mem::take(&mut *registry.asked.queue.lock());
                     drop(registry);
-                    self.to_read.extend(to_read);
+                    self.backlog.to_read.extend(to_read);
                     if let Err(end) = self.take_up(to_follow).await {
                         return end;
                     }
@@ -199,7 +179,7 @@ impl Tending {
                     let (remote, number) = (self.remote.clone(), self.sent);
                     // One that is stuck is not waited for: the next probe is another.
                     self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
-                    let idle = registry.tend_to(&mut self.to_read, &mut self.to_compare);
+                    let idle = registry.tend_to(&mut self.backlog);
                     drop(registry);
                     for names in idle.chunks(BATCH) {
                         if !matches!(timeout(PATIENCE, self.feed.unsubscribe(names)).await, Ok(Ok(()))) {
@@ -225,10 +205,7 @@ impl Tending {
             let names: Vec<_> = entries.iter().map(|entry| entry.name().to_owned()).collect();
             match timeout(PATIENCE, self.feed.subscribe(&names)).await {
                 Ok(Ok(())) if faults.keep(Rule::Order) => {
-                    for entry in entries {
-                        let queue = if is_known(entry) { &mut self.to_confirm } else { &mut self.to_read };
-                        queue.push_back(entry.clone());
-                    }
+                    entries.iter().for_each(|entry| self.backlog.take_up(entry.clone()));
                 }
                 Ok(Ok(())) => {}
                 _ => return Err(End::Lost("subscribing failed")),
@@ -264,57 +241,8 @@ impl Tending {
         if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
             self.probe = None;
         }
-        loop {
-            while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {}
-            while let Poll::Ready(Some(to_read)) = self.compares.poll_next_unpin(cx) {
-                self.to_read.extend(to_read);
-            }
-            if !self.begin_reads(registry) && !self.begin_compares(registry) {
-                return;
-            }
-        }
+        self.backlog.poll(registry, &self.remote, cx);
     }
-
-    /// Whether there was something to begin with.
-    fn begin_reads(&mut self, registry: &Arc<Registry>) -> bool {
-        let room = READS - self.reads.len();
-        let begun = self.to_read.len().min(room);
-        for entry in self.to_read.drain(..begun) {
-            let (registry, remote) = (registry.clone(), self.remote.clone());
-            self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
-        }
-        begun > 0
-    }
-
-    fn begin_compares(&mut self, registry: &Arc<Registry>) -> bool {
-        let before = self.compares.len();
-        while self.compares.len() < COMPARES {
-            let (registry, remote) = (registry.clone(), self.remote.clone());
-            if !self.to_confirm.is_empty() {
-                let entries = first(&mut self.to_confirm);
-                self.compares.push(Box::pin(async move { registry.confirm(&*remote, entries).await }));
-            } else if !self.to_compare.is_empty() && self.to_read.is_empty() {
-                let entries = first(&mut self.to_compare);
-                self.compares.push(Box::pin(async move {
-                    registry.compare(&*remote, entries).await;
-                    Vec::new()
-                }));
-            } else {
-                break;
-            }
-        }
-        self.compares.len() > before
-    }
-}
-
-/// As many as are compared in one request.
-fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
-    queue.drain(..queue.len().min(COMPARED)).collect()
-}
-
-/// Whether it is likely that all there is of a channel is held, and enough to know it: reading keeps an idle one alive, too.
-fn is_known(entry: &Entry) -> bool {
-    entry.lock().follow.as_ref().is_some_and(|follow| follow.known && follow.idle.is_none())
 }
 
 impl Registry {
@@ -329,10 +257,10 @@ impl Registry {
 
     /// Looks after all channels that are followed: lets go of those that nobody wants any more, whose names it returns; has those
     /// read that could not be, and those compared that have been quiet.
-    fn tend_to(&self, to_read: &mut VecDeque<Arc<Entry>>, to_compare: &mut VecDeque<Arc<Entry>>) -> Vec<String> {
+    fn tend_to(&self, backlog: &mut Backlog) -> Vec<String> {
         let now = self.now();
         // While those of before are not compared yet, no more are added.
-        let compares = to_compare.is_empty() && self.faults.keep(Rule::Compare);
+        let compares = backlog.to_compare.is_empty() && self.faults.keep(Rule::Compare);
         // Nobody keeps others out by asking for names that nobody uses.
         let linger = if self.usage.followed() > self.limits.channels / 2 { LINGER / 10 } else { LINGER };
         let mut idle = Vec::new();
@@ -364,11 +292,11 @@ impl Registry {
                 // The engine is there, but has refused to read this one.
                 Stage::Lost => {
                     follow.begin();
-                    to_read.push_back(entry.clone());
+                    backlog.to_read.push_back(entry.clone());
                 }
                 Stage::Live if compares && follow.checked + check <= now => {
                     follow.checked = now;
-                    to_compare.push_back(entry.clone());
+                    backlog.to_compare.push_back(entry.clone());
                 }
                 Stage::Live => {}
             }

@@ -1,0 +1,102 @@
+//! The channels whose logs are to be read, or compared with what is held: so many at a time.
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{Registry, entry::Entry};
+use crate::engine::Remote;
+
+/// How many logs are read at a time.
+const READS: usize = 64;
+
+/// How many channels are compared in one request, and how many of those are under way: the engine does nothing else meanwhile.
+const COMPARED: usize = 256;
+const COMPARES: usize = 4;
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+#[derive(Default)]
+pub(super) struct Backlog {
+    /// To be read unless what is held of them is all there is, in this order.
+    to_confirm: VecDeque<Arc<Entry>>,
+    /// To be read, in this order.
+    pub(super) to_read: VecDeque<Arc<Entry>>,
+    /// To be compared, when there is nothing else.
+    pub(super) to_compare: VecDeque<Arc<Entry>>,
+    reads: FuturesUnordered<Work<()>>,
+    /// Each leaves those that are to be read.
+    compares: FuturesUnordered<Work<Vec<Arc<Entry>>>>,
+}
+
+impl Backlog {
+    /// A channel that is subscribed to again, or for the first time.
+    pub(super) fn take_up(&mut self, entry: Arc<Entry>) {
+        let queue = if is_known(&entry) { &mut self.to_confirm } else { &mut self.to_read };
+        queue.push_back(entry);
+    }
+
+    /// Takes out all that was to be read.
+    pub(super) fn forget(&mut self) -> impl Iterator<Item = Arc<Entry>> {
+        self.to_confirm.drain(..).chain(self.to_read.drain(..))
+    }
+
+    /// Goes on with what is under way, and begins as much as there is room for.
+    pub(super) fn poll(&mut self, registry: &Arc<Registry>, remote: &Arc<dyn Remote>, cx: &mut Context<'_>) {
+        loop {
+            while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {}
+            while let Poll::Ready(Some(to_read)) = self.compares.poll_next_unpin(cx) {
+                self.to_read.extend(to_read);
+            }
+            if !self.begin_reads(registry, remote) && !self.begin_compares(registry, remote) {
+                return;
+            }
+        }
+    }
+
+    /// Whether there was something to begin with.
+    fn begin_reads(&mut self, registry: &Arc<Registry>, remote: &Arc<dyn Remote>) -> bool {
+        let room = READS - self.reads.len();
+        let begun = self.to_read.len().min(room);
+        for entry in self.to_read.drain(..begun) {
+            let (registry, remote) = (registry.clone(), remote.clone());
+            self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
+        }
+        begun > 0
+    }
+
+    fn begin_compares(&mut self, registry: &Arc<Registry>, remote: &Arc<dyn Remote>) -> bool {
+        let before = self.compares.len();
+        while self.compares.len() < COMPARES {
+            let (registry, remote) = (registry.clone(), remote.clone());
+            if !self.to_confirm.is_empty() {
+                let entries = first(&mut self.to_confirm);
+                self.compares.push(Box::pin(async move { registry.confirm(&*remote, entries).await }));
+            } else if !self.to_compare.is_empty() && self.to_read.is_empty() {
+                let entries = first(&mut self.to_compare);
+                self.compares.push(Box::pin(async move {
+                    registry.compare(&*remote, entries).await;
+                    Vec::new()
+                }));
+            } else {
+                break;
+            }
+        }
+        self.compares.len() > before
+    }
+}
+
+/// As many as are compared in one request.
+fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
+    queue.drain(..queue.len().min(COMPARED)).collect()
+}
+
+/// Whether it is likely that all there is of a channel is held, and enough to know it: reading keeps an idle one alive, too.
+fn is_known(entry: &Entry) -> bool {
+    entry.lock().follow.as_ref().is_some_and(|follow| follow.known && follow.idle.is_none())
+}
