@@ -1,6 +1,6 @@
 //! What a fork takes over from its source: the same appends, not copies, at the same offsets.
 
-use super::{Batch, Log, MediaType, Offset, Start, log::Entry};
+use super::{Batch, Log, MediaType, Offset, Start, history::Entry};
 use crate::Error;
 
 /// What a fork begins with.
@@ -24,12 +24,12 @@ impl Log {
         let mut branch = Branch {
             content_type: self.content_type.clone(),
             floor: self.floor,
-            entries: self.entries.range(..end).cloned().collect(),
+            entries: self.history.from(0).take(end).cloned().collect(),
             part: None,
             json: self.json,
         };
         if part > 0 {
-            let next = self.entries.get(end).ok_or(Error::ForkOffset)?;
+            let next = self.history.get(end).ok_or(Error::ForkOffset)?;
             branch.part = Some((next.clone(), part));
         }
         Ok(branch)
@@ -39,12 +39,11 @@ impl Log {
     pub(crate) fn forked(branch: Branch, origin: Offset, now: u64) -> Self {
         let mut log = Self::new(branch.content_type, origin, now);
         log.floor = branch.floor;
-        log.entries = branch.entries.into();
+        log.history = branch.entries.into_iter().collect();
         if let Some((mut part, _)) = branch.part {
             part.fingerprint = log.id;
-            log.entries.push_back(part);
+            log.history.push(part);
         }
-        log.bytes = log.entries.iter().map(|entry| entry.data.len()).sum();
         log
     }
 }

@@ -1,10 +1,13 @@
 //! A log in memory: the history of one channel.
 
-use bytes::Bytes;
-use std::{collections::VecDeque, fmt};
+use std::fmt;
 
 use super::{
-    Batch, Gone, MediaType, Offset, Reading, Reason, Retention, Start, Writers, is_json, reading::Pieces, replica,
+    Batch, Gone, MediaType, Offset, Reading, Reason, Retention, Start, Writers,
+    history::{Entry, History},
+    is_json,
+    reading::Pieces,
+    replica,
 };
 
 /// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
@@ -20,25 +23,13 @@ pub(crate) struct Log {
     origin: u64,
     /// The position just before the first kept entry. The tail of an empty log.
     pub(super) floor: Offset,
-    pub(super) entries: VecDeque<Entry>,
-    /// The payload bytes of `entries`.
-    pub(super) bytes: usize,
+    pub(super) history: History,
     closed: bool,
     /// When it was last appended to, closed, or made.
     written: u64,
     writers: Option<Box<Writers>>,
     /// It is kept elsewhere, and this is what this process holds of it.
     pub(super) replica: bool,
-}
-
-#[derive(Clone)]
-pub(super) struct Entry {
-    pub(super) data: Bytes,
-    pub(super) messages: u32,
-    /// Says which append this was. The log's own id, save where a fork inherits.
-    pub(super) fingerprint: u64,
-    /// Milliseconds on the registry's clock.
-    pub(super) at: u64,
 }
 
 impl Log {
@@ -50,8 +41,7 @@ impl Log {
             content_type,
             origin: origin.fingerprint(),
             floor: Offset::new(0, id),
-            entries: VecDeque::new(),
-            bytes: 0,
+            history: History::new(),
             closed: false,
             written: now,
             writers: None,
@@ -88,12 +78,12 @@ impl Log {
 
     /// How many appends are kept.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.history.len()
     }
 
     /// When the newest append that is kept was made.
     pub(crate) fn newest(&self) -> Option<u64> {
-        self.entries.back().map(|entry| entry.at)
+        self.history.newest().map(|entry| entry.at)
     }
 
     /// When it was last appended to, closed, or made.
@@ -104,13 +94,13 @@ impl Log {
     /// What the log holds, in the measure of the limit on all history.
     pub(crate) fn cost(&self) -> usize {
         let writers = self.writers.as_ref().map_or(0, |writers| writers.cost());
-        self.bytes + self.entries.len() * ENTRY_COST + writers
+        self.history.bytes() + self.len() * ENTRY_COST + writers
     }
 
     /// The offset just after the last append.
     pub(crate) fn tail(&self) -> Offset {
-        match self.entries.back() {
-            Some(last) => Offset::new(self.floor.position() + self.entries.len() as u64, last.fingerprint),
+        match self.history.newest() {
+            Some(last) => Offset::new(self.floor.position() + self.len() as u64, last.fingerprint),
             None => self.floor,
         }
     }
@@ -124,8 +114,8 @@ impl Log {
     /// to make room, with the cost that this gives back.
     pub(crate) fn weigh(&self, batch: &Batch, retention: &Retention) -> Weight {
         let mut weight = Weight { adds: batch.data.len() + ENTRY_COST, surplus: 0, frees: 0 };
-        let (mut kept, mut bytes) = (self.entries.len() + 1, self.bytes + batch.data.len());
-        for entry in &self.entries {
+        let (mut kept, mut bytes) = (self.len() + 1, self.history.bytes() + batch.data.len());
+        for entry in self.history.from(0) {
             if kept <= retention.appends && bytes <= retention.bytes {
                 break;
             }
@@ -141,27 +131,22 @@ impl Log {
     pub(crate) fn append(&mut self, batch: Batch, weight: &Weight, now: u64) -> Offset {
         debug_assert!(self.takes(&batch) && !self.closed, "the registry has checked");
         self.drop_oldest(weight.surplus);
-        self.bytes += batch.data.len();
         self.written = now;
-        if self.entries.is_empty() {
-            // Many channels hold one append and never more; room for four would be half of what they cost.
-            self.entries.reserve_exact(1);
-        }
-        self.entries.push_back(Entry { data: batch.data, messages: batch.messages, fingerprint: self.id, at: now });
+        self.history.push(Entry { data: batch.data, messages: batch.messages, fingerprint: self.id, at: now });
         self.tail()
     }
 
     /// Lets go of what was appended before `oldest`, and says how much cost this gives back.
     pub(crate) fn expire(&mut self, oldest: u64) -> usize {
         let before = self.cost();
-        self.drop_oldest(self.entries.iter().take_while(|entry| entry.at < oldest).count());
+        self.drop_oldest(self.history.from(0).take_while(|entry| entry.at < oldest).count());
         before - self.cost()
     }
 
     /// Lets go of everything, and says how much cost this gives back.
     pub(crate) fn clear(&mut self) -> usize {
         let before = self.cost();
-        self.drop_oldest(self.entries.len());
+        self.drop_oldest(self.len());
         self.writers = None;
         before
     }
@@ -170,14 +155,8 @@ impl Log {
         if count == 0 {
             return;
         }
-        self.floor = Offset::new(self.floor.position() + count as u64, self.entries[count - 1].fingerprint);
-        for entry in std::iter::from_fn(|| self.entries.pop_front()).take(count) {
-            self.bytes -= entry.data.len();
-        }
-        // A burst that has aged out gives its memory back.
-        if self.entries.capacity() > 32 && self.entries.len() < self.entries.capacity() / 4 {
-            self.entries.shrink_to(self.entries.len() * 2);
-        }
+        self.floor = self.offset_before(count);
+        self.history.drop_oldest(count);
     }
 
     /// What there is from `start`, at most `limit` bytes of messages, cut between appends; the
@@ -186,16 +165,16 @@ impl Log {
         let first = self.index(start).map_err(|reason| self.gone(reason))?;
         let mut bytes = 0;
         let taken = self
-            .entries
-            .range(first..)
+            .history
+            .from(first)
             .enumerate()
             .take_while(|(nth, entry)| {
                 bytes += entry.data.len();
                 *nth == 0 || bytes <= limit
             })
             .count();
-        let chosen = self.entries.range(first..first + taken);
-        let reaches_tail = first + taken == self.entries.len();
+        let chosen = self.history.from(first).take(taken);
+        let reaches_tail = first + taken == self.len();
         Ok(Reading {
             content_type: Some(self.content_type.clone()),
             json: self.json,
@@ -208,7 +187,7 @@ impl Log {
             until: None,
             pieces: match taken {
                 0 => Pieces::None,
-                1 => Pieces::One(self.entries[first].data.clone()),
+                1 => chosen.map(|entry| Pieces::One(entry.data.clone())).next().unwrap_or(Pieces::None),
                 _ => Pieces::Many(chosen.map(|entry| entry.data.clone()).collect()),
             },
         })
@@ -216,10 +195,8 @@ impl Log {
 
     /// The offset just before the entry at `index`, which is the one just after its predecessor.
     fn offset_before(&self, index: usize) -> Offset {
-        match index.checked_sub(1) {
-            None => self.floor,
-            Some(previous) => Offset::new(self.floor.position() + index as u64, self.entries[previous].fingerprint),
-        }
+        let previous = index.checked_sub(1).and_then(|previous| self.history.get(previous));
+        previous.map_or(self.floor, |previous| Offset::new(self.floor.position() + index as u64, previous.fingerprint))
     }
 
     /// The index of the first entry from `start` on.
@@ -228,7 +205,7 @@ impl Log {
             // The earliest that is held is not the earliest that there is.
             Start::Earliest if self.replica && self.floor.position() > 0 => Err(Reason::Trimmed),
             Start::Earliest => Ok(0),
-            Start::Tail => Ok(self.entries.len()),
+            Start::Tail => Ok(self.len()),
             Start::Origin if self.floor.position() == 0 => Ok(0),
             Start::Origin => Err(Reason::Trimmed),
             Start::After(offset) => self.locate(offset),
@@ -248,7 +225,7 @@ impl Log {
             // Below the floor, where the fingerprints of the entries are no longer known.
             None | Some(0) if ours => Err(Reason::Trimmed),
             None | Some(0) => Err(Reason::OtherLog),
-            Some(ahead) => match self.entries.get(usize::try_from(ahead - 1).unwrap_or(usize::MAX)) {
+            Some(ahead) => match self.history.get(usize::try_from(ahead - 1).unwrap_or(usize::MAX)) {
                 Some(entry) if entry.fingerprint == offset.fingerprint() => Ok(ahead as usize),
                 None if ours => Err(Reason::Ahead),
                 _ => Err(Reason::OtherLog),
@@ -266,8 +243,8 @@ impl fmt::Debug for Log {
         f.debug_struct("Log")
             .field("content_type", &self.content_type)
             .field("floor", &self.floor)
-            .field("appends", &self.entries.len())
-            .field("bytes", &self.bytes)
+            .field("appends", &self.len())
+            .field("bytes", &self.history.bytes())
             .field("closed", &self.closed)
             .finish_non_exhaustive()
     }

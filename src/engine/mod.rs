@@ -6,6 +6,7 @@
 //! | file | |
 //! | --- | --- |
 //! | `log`, `branch`, `replica` | a log in memory; what a fork takes over; what is held of a log that is kept elsewhere |
+//! | `history` | the appends that a log in memory keeps |
 //! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
 //! | `offset`, `gone`, `reading` | a place in a log, why it is none, what there is from it on |
 //! | `request` | what any engine is asked to do, and what it says was done |
@@ -16,6 +17,7 @@
 mod batch;
 mod branch;
 mod gone;
+mod history;
 mod log;
 mod media_type;
 mod offset;

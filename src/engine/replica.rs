@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Log, Offset, Page, log::Entry};
+use super::{Log, Offset, Page, history::Entry};
 
 /// What is in common to the fingerprints of one log.
 pub(super) const SHARED: u64 = !0 << 32;
@@ -35,16 +35,15 @@ impl Log {
     }
 
     fn push(&mut self, entry: Entry) {
-        self.bytes += entry.data.len();
-        self.entries.push_back(entry);
+        self.history.push(entry);
     }
 
     /// Lets go of the oldest, but for the newest: they are kept elsewhere.
     pub(crate) fn shorten(&mut self, appends: usize, bytes: usize) {
         let mut surplus = 0;
-        let mut left = self.bytes;
-        for entry in self.entries.iter().take(self.entries.len().saturating_sub(1)) {
-            if self.entries.len() - surplus <= appends && left <= bytes {
+        let mut left = self.history.bytes();
+        for entry in self.history.from(0).take(self.len().saturating_sub(1)) {
+            if self.len() - surplus <= appends && left <= bytes {
                 break;
             }
             surplus += 1;
@@ -62,7 +61,7 @@ impl Log {
             None => None,
             Some(0) => Some(at == self.floor),
             Some(nth) => {
-                let entry = usize::try_from(nth - 1).ok().and_then(|nth| self.entries.get(nth));
+                let entry = usize::try_from(nth - 1).ok().and_then(|nth| self.history.get(nth));
                 Some(entry.is_some_and(|entry| entry.fingerprint == at.fingerprint()))
             }
         }
