@@ -51,6 +51,13 @@ impl Behind {
         began.elapsed()
     }
 
+    /// Whether what is published is heard by who waits at the node behind the proxy, and who has no news from elsewhere.
+    #[cfg(comet_faults)]
+    pub async fn hears(&self, within: Duration) -> bool {
+        self.race.nodes[0].publish_surely(ASIDE, 2).await;
+        timeout(within, until("it hears", || self.aside.has_seen(2))).await.is_ok()
+    }
+
     /// How long it took the node to notice.
     pub async fn notices(&self) -> Duration {
         let began = Instant::now();
