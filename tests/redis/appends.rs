@@ -1,5 +1,5 @@
-//! The usual append is made by a short script, and all others by a long one: who asks for either is told the same, and the same is there. What
-//! memory does is what is right.
+//! The usual append is made by a short script, and all others by a long one: who asks for either is told the same, and the same is
+//! there. What memory does is what is right.
 
 use futures_util::future::join_all;
 use http::Request;

@@ -23,8 +23,8 @@ local ONE = '<I4I6I6'
 -- its messages, whether it closes (1) and whether the data is there (2).
 local HEARD = '<I6I7I7I4B'
 
--- What an append is asked for with: its kind if it is plain (`j`, `b`, or `-`), messages, own part of the fingerprint, and the length of the type that was said, which
--- follows.
+-- What an append is asked for with: its kind if it is plain (`j`, `b`, or `-`), messages, own part of the fingerprint, and the
+-- length of the type that was said, which follows, and is followed by what only the long script looks at.
 local WISH = '<c1I4I4I4'
 
 -- How long it may be until the expiry is set again.
