@@ -53,7 +53,8 @@ impl Alarms {
         Arc::new(Self { shards: std::array::from_fn(|_| Mutex::new(Shard::default())) })
     }
 
-    /// Sets an alarm, or sets it anew: for a moment, in milliseconds on the registry's clock and on tokio's.
+    /// Sets an alarm for a moment, in milliseconds on the registry's clock and on tokio's. One that is set for an earlier moment
+    /// stays: who puts it off again and again, as an event stream does with each event, pays for that once, and is woken once too often.
     ///
     /// # Panics
     ///
@@ -61,9 +62,9 @@ impl Alarms {
     pub(super) fn set(self: &Arc<Self>, alarm: &mut Option<Alarm>, (at, moment): (u64, Instant), waker: &Waker) {
         // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
         let _replaced;
-        if let Some(set) = alarm.filter(|set| set.at == at) {
-            let mut shard = self.shard(at).lock();
-            let sleepers = shard.bells.get_mut(&at).map(|bell| &mut bell.sleepers);
+        if let Some(set) = alarm.filter(|set| set.at <= at) {
+            let mut shard = self.shard(set.at).lock();
+            let sleepers = shard.bells.get_mut(&set.at).map(|bell| &mut bell.sleepers);
             if let Some(sleepers) = sleepers.filter(|sleepers| sleepers.standing(set.key) == Standing::Parked) {
                 _replaced = sleepers.refresh(set.key, waker);
                 return;
@@ -187,14 +188,19 @@ mod tests {
         let (waker, mut set) = (Waker::from(woken.clone()), [None; 3]);
         set.iter_mut().for_each(|alarm| alarms.set(alarm, moment(1_000), &waker));
         alarms.clear(&mut set[0]);
-        // Another moment instead.
-        alarms.set(&mut set[1], moment(3_000), &waker);
-        pass(1_500).await;
+        // An earlier moment instead of a later one, not the other way round.
+        alarms.set(&mut set[1], moment(800), &waker);
+        alarms.set(&mut set[2], moment(3_000), &waker);
+        assert_eq!(bells(&alarms), 2);
+        pass(900).await;
         assert_eq!(woken.times(), 1);
-        alarms.clear(&mut set[1]);
+        pass(200).await;
+        assert_eq!(woken.times(), 2);
+        alarms.set(&mut set[2], moment(3_000), &waker);
+        alarms.clear(&mut set[2]);
         assert_eq!((bells(&alarms), Arc::strong_count(&alarms)), (0, 1));
         pass(3_000).await;
-        assert_eq!(woken.times(), 1);
+        assert_eq!(woken.times(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,92 +1,24 @@
-//! What the scripts are given, and what they answer.
+//! What is asked of Redis: what a script is given for it, and what its answer means.
 
 use bytes::Bytes;
 use redis::{FromRedisValue, Script, Value};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Kept, Redis, call::Call, together::Wish};
+use super::{
+    Redis,
+    call::{Call, content, fingerprint, place, text},
+    said::{Said, entry, parse_id, strange},
+    scripts::millis,
+    together::Wish,
+};
 use crate::{
-    Error, Gone, Limit, Offset,
+    Error, Gone, Offset,
     engine::{
-        Append, Appended, Batch, Created, Creation, Fork, Found, Held, Lifetime, MediaType, Page, PageEntry, Place,
-        Reason, Retention, Seen, Start, Touch, is_json,
+        Append, Batch, Created, Creation, Fork, Found, Held, Lifetime, MediaType, Page, Place, Reason, Seen, Start,
+        Touch, is_json,
     },
     faults::Rule,
 };
-
-/// Beyond it, a publication carries no data, and whoever hears of it reads the log.
-const INLINE: usize = 8 * 1024;
-
-/// How long a channel that nobody created is remembered after its history and its last reader.
-const LINGER: Duration = Duration::from_secs(60);
-
-pub(super) struct Scripts {
-    pub(super) append: Script,
-    read: Script,
-    create: Script,
-    delete: Script,
-    compare: Script,
-}
-
-impl Scripts {
-    pub(super) fn new(kept: &Kept) -> Self {
-        // What is kept is a part of the scripts: as an argument it would be sent and read each time.
-        let bounds = bounds(kept);
-        let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
-        let common = include_str!("common.lua");
-        Self {
-            append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
-            read: script(&[common, include_str!("read.lua")]),
-            create: script(&[common, include_str!("create.lua")]),
-            delete: script(&[common, include_str!("delete.lua")]),
-            compare: script(&[common, include_str!("compare.lua")]),
-        }
-    }
-}
-
-/// Appends, bytes and milliseconds that are kept, how long an empty channel is remembered, how many producers, and what a
-/// publication carries.
-fn bounds(kept: &Kept) -> String {
-    let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
-    let Retention { appends, bytes, age } = &kept.retention;
-    format!(
-        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE = {}, {}, {}, {}, {}, {INLINE}\n",
-        bounded(*appends),
-        bounded(*bytes),
-        age.map_or(0, millis),
-        millis(LINGER),
-        bounded(kept.producers),
-    )
-}
-
-/// What the script has answered for one append.
-pub(super) fn appended(said: Value) -> Result<Appended, Error> {
-    // A plain one: where the channel ends now, as Redis writes it.
-    if let Value::BulkString(id) = &said {
-        let tail = parse_id(id).ok_or_else(strange)?;
-        return Ok(Appended { tail, closed: false, accepted: None, duplicate: false });
-    }
-    let mut said = Said::new(said)?;
-    Err(match &*said.text()? {
-        "done" => {
-            let tail = said.offset()?;
-            let (closed, duplicate) = (said.flag()?, said.flag()?);
-            let accepted = said.maybe_number()?.zip(said.maybe_number()?);
-            return Ok(Appended { tail, closed, accepted, duplicate });
-        }
-        "unknown" => Error::Unknown,
-        "deleted" => said.gone()?,
-        "closed" => Error::Closed,
-        "type" => Error::ContentType { holds: said.text()? },
-        "fenced" => Error::Fenced { epoch: said.number()? },
-        "gap" => Error::Gap { expected: said.number()?, received: said.number()? },
-        "epoch" => Error::Epoch,
-        "sequence" => Error::Sequence,
-        // Redis has refused this one, and not those that went with it.
-        "failed" if said.text()?.contains("OOM") => Error::Full(Limit::History),
-        _ => strange(),
-    })
-}
 
 impl Redis {
     pub(super) fn wish(&self, name: &str, append: &Append<'_>) -> Wish {
@@ -269,7 +201,7 @@ impl Redis {
             Value::BulkString(id) => parse_id(&id).map(Seen::At).ok_or_else(strange),
             _ => Ok(Seen::Other),
         };
-        let seen: Vec<_> = Said::new(self.link.read(&call).await?)?.0.map(seen).collect::<Result<_, _>>()?;
+        let seen: Vec<_> = Said::new(self.link.read(&call).await?)?.items().map(seen).collect::<Result<_, _>>()?;
         if seen.len() == held.len() { Ok(seen) } else { Err(strange()) }
     }
 
@@ -321,116 +253,4 @@ struct Source {
     at: Option<Place>,
     /// The beginning of the append that follows, and the place after that.
     part: Option<(Offset, Batch)>,
-}
-
-fn place(script: &mut Call<'_>, place: Option<Place>) {
-    let (word, offset) = match place {
-        None => ("nowhere", Offset::ZERO),
-        Some(Place::Window) => ("window", Offset::ZERO),
-        Some(Place::From(Start::Earliest)) => ("earliest", Offset::ZERO),
-        Some(Place::From(Start::Tail)) => ("tail", Offset::ZERO),
-        Some(Place::From(Start::Origin)) => ("origin", Offset::ZERO),
-        Some(Place::From(Start::After(offset))) => ("after", offset),
-    };
-    script.arg(word).arg(offset.position()).arg(offset.fingerprint());
-}
-
-fn content(script: &mut Call<'_>, batch: Option<&Batch>) {
-    match batch {
-        Some(batch) => script.arg(if batch.json { "j" } else { "b" }).arg(batch.messages).arg(&batch.data[..]),
-        None => script.arg("").arg(0).arg(""),
-    };
-}
-
-/// What tells a log from others, if one is made, and an append from others: 21 and 32 bits, so that Lua can add them.
-fn fingerprint() -> (u32, u32) {
-    (fastrand::u32(1..1 << 21), fastrand::u32(..))
-}
-
-/// A text with its length before it.
-fn text(packed: &mut Vec<u8>, text: &str) {
-    packed.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
-    packed.extend_from_slice(text.as_bytes());
-}
-
-/// An offset as the scripts answer it where it is all they say.
-fn parse_id(id: &[u8]) -> Option<Offset> {
-    let (at, low) = std::str::from_utf8(id).ok()?.split_once('-')?;
-    Some(Offset::new(at.parse().ok()?, low.parse().ok()?))
-}
-
-fn entry(value: Value) -> Result<PageEntry, Error> {
-    let mut said = Said::new(value)?;
-    Ok(PageEntry {
-        fingerprint: said.number()?,
-        messages: u32::try_from(said.number()?).map_err(|_| strange())?,
-        data: said.bytes()?,
-    })
-}
-
-/// A list that a script has answered, item by item.
-pub(super) struct Said(std::vec::IntoIter<Value>);
-
-impl Said {
-    pub(super) fn new(value: Value) -> Result<Self, Error> {
-        match value {
-            Value::Array(items) => Ok(Self(items.into_iter())),
-            _ => Err(strange()),
-        }
-    }
-
-    pub(super) fn next(&mut self) -> Result<Value, Error> {
-        self.0.next().ok_or_else(strange)
-    }
-
-    fn bytes(&mut self) -> Result<Bytes, Error> {
-        match self.next()? {
-            Value::BulkString(bytes) => Ok(bytes.into()),
-            _ => Err(strange()),
-        }
-    }
-
-    fn text(&mut self) -> Result<String, Error> {
-        String::from_redis_value(self.next()?).map_err(|_| strange())
-    }
-
-    fn number(&mut self) -> Result<u64, Error> {
-        self.text()?.parse().map_err(|_| strange())
-    }
-
-    fn maybe_number(&mut self) -> Result<Option<u64>, Error> {
-        let text = self.text()?;
-        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| strange()) }
-    }
-
-    fn flag(&mut self) -> Result<bool, Error> {
-        Ok(self.text()? == "1")
-    }
-
-    fn offset(&mut self) -> Result<Offset, Error> {
-        Ok(Offset::new(self.number()?, self.number()?))
-    }
-
-    /// That a channel was deleted, and where it ended.
-    fn gone(&mut self) -> Result<Error, Error> {
-        let tail = self.offset()?;
-        Ok(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
-    }
-
-    fn list(&mut self) -> Result<Vec<Value>, Error> {
-        match self.next()? {
-            Value::Array(items) => Ok(items),
-            _ => Err(strange()),
-        }
-    }
-}
-
-/// An answer that no script of ours gives: somebody else writes to these keys.
-fn strange() -> Error {
-    Error::Unreachable
-}
-
-fn millis(duration: Duration) -> u64 {
-    // Lua counts up to 2^53.
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 52)
 }

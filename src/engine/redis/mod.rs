@@ -3,8 +3,8 @@
 //! | file | |
 //! | --- | --- |
 //! | `*.lua` | what is done to a channel, in one step each |
-//! | `ask` | what the scripts are given, and what they answer |
-//! | `call` | one call of a script |
+//! | `ask` | what is asked of Redis: one script each |
+//! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
 //! | `together` | appends that are under way at the same time |
 //! | `link` | the connection for commands, and what its errors mean |
 //! | `feed` | the connection that hears what is published |
@@ -13,6 +13,8 @@ mod ask;
 mod call;
 mod feed;
 mod link;
+mod said;
+mod scripts;
 mod together;
 
 use std::{
@@ -25,9 +27,9 @@ use super::{
     Answer, Append, Appended, Created, Creation, Feed, Found, Held, Offset, Place, Remote, Retention, Seen, Touch,
 };
 use crate::faults::Faults;
-use ask::Scripts;
 use link::Link;
 pub use link::RedisError;
+use scripts::Scripts;
 use together::Together;
 
 /// What is asked of Redis.

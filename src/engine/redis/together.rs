@@ -15,8 +15,8 @@ use tokio::{sync::oneshot, task::unconstrained};
 
 use super::{
     Link,
-    ask::{Said, appended},
     call::Call,
+    said::{Said, appended},
 };
 use crate::{Error, engine::Appended};
 

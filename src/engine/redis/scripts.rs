@@ -1,0 +1,57 @@
+//! The scripts, with the bounds of what is kept.
+
+use redis::Script;
+use std::time::Duration;
+
+use super::Kept;
+use crate::engine::Retention;
+
+/// Beyond it, a publication carries no data, and whoever hears of it reads the log.
+const INLINE: usize = 8 * 1024;
+
+/// How long a channel that nobody created is remembered after its history and its last reader.
+const LINGER: Duration = Duration::from_secs(60);
+
+pub(super) struct Scripts {
+    pub(super) append: Script,
+    pub(super) read: Script,
+    pub(super) create: Script,
+    pub(super) delete: Script,
+    pub(super) compare: Script,
+}
+
+impl Scripts {
+    pub(super) fn new(kept: &Kept) -> Self {
+        // What is kept is a part of the scripts: as an argument it would be sent and read each time.
+        let bounds = bounds(kept);
+        let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
+        let common = include_str!("common.lua");
+        Self {
+            append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
+            read: script(&[common, include_str!("read.lua")]),
+            create: script(&[common, include_str!("create.lua")]),
+            delete: script(&[common, include_str!("delete.lua")]),
+            compare: script(&[common, include_str!("compare.lua")]),
+        }
+    }
+}
+
+/// Appends, bytes and milliseconds that are kept, how long an empty channel is remembered, how many producers, and what a
+/// publication carries.
+fn bounds(kept: &Kept) -> String {
+    let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
+    let Retention { appends, bytes, age } = &kept.retention;
+    format!(
+        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE = {}, {}, {}, {}, {}, {INLINE}\n",
+        bounded(*appends),
+        bounded(*bytes),
+        age.map_or(0, millis),
+        millis(LINGER),
+        bounded(kept.producers),
+    )
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    // Lua counts up to 2^53.
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 52)
+}
