@@ -25,17 +25,18 @@ impl Log {
             self.close(now);
         }
         for entry in page.entries {
-            self.push(Entry { data: entry.data, messages: entry.messages, fingerprint: entry.fingerprint, at: now });
+            self.history.push(Entry {
+                data: entry.data,
+                messages: entry.messages,
+                fingerprint: entry.fingerprint,
+                at: now,
+            });
         }
     }
 
     /// Adds an append that follows the last one.
     pub(crate) fn follow(&mut self, at: Offset, messages: u32, data: Bytes, now: u64) {
-        self.push(Entry { data, messages, fingerprint: at.fingerprint(), at: now });
-    }
-
-    fn push(&mut self, entry: Entry) {
-        self.history.push(entry);
+        self.history.push(Entry { data, messages, fingerprint: at.fingerprint(), at: now });
     }
 
     /// Lets go of the oldest, but for the newest: they are kept elsewhere.

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
 use std::{
     num::NonZeroU32,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -40,7 +39,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
     wait.admit()?;
-    let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
+    let mut answer = Response::new(Payload::Events(Box::new(EventStream {
         wait,
         route: Arc::clone(&target.route),
         base64,
@@ -82,54 +81,53 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    pub(super) fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let this = &mut *self;
-        let now = this.wait.registry().now();
-        if let Some(frame) = this.event.as_mut().and_then(Iterator::next) {
-            this.beat = after(now, BEAT);
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let now = self.wait.registry().now();
+        if let Some(frame) = self.event.as_mut().and_then(Iterator::next) {
+            self.beat = after(now, BEAT);
             return Poll::Ready(Some(frame));
         }
-        this.event = None;
-        if this.finished {
+        self.event = None;
+        if self.finished {
             return Poll::Ready(None);
         }
-        let over = this.end <= now;
-        let polled = this.wait.poll(cx, this.end.min(this.beat), this.route.max_chunk.min(EVENT));
+        let over = self.end <= now;
+        let polled = self.wait.poll(cx, self.end.min(self.beat), self.route.max_chunk.min(EVENT));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))
-                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != this.base64) =>
+                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != self.base64) =>
             {
-                this.finished = true;
+                self.finished = true;
                 return Poll::Ready(None);
             }
             Poll::Ready(Ended::Read(reading)) => {
-                this.wait.go_on(&reading);
+                self.wait.go_on(&reading);
                 // Who is behind all the time would never see a quiet moment to end in.
-                this.finished = reading.closed || over;
-                this.told = reading.up_to_date;
-                Event::of(reading, this.cursor, this.base64)
+                self.finished = reading.closed || over;
+                self.told = reading.up_to_date;
+                Event::of(reading, self.cursor, self.base64)
             }
             // Even if it is over at once: who asked for "now" comes back to there, and misses nothing.
-            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !this.told => {
-                this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
-                this.told = true;
-                let cursor = Some(cursor::next(this.cursor));
-                Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
+            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !self.told => {
+                self.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
+                self.told = true;
+                let cursor = Some(cursor::next(self.cursor));
+                Event::control(Control { next: self.wait.after(), cursor, up_to_date: true })
             }
             Poll::Ready(Ended::TimedOut(_)) if !over => {
-                this.beat = after(now, BEAT);
+                self.beat = after(now, BEAT);
                 return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
             }
             // The client comes back, and is told then.
             Poll::Ready(_) => {
-                this.finished = true;
+                self.finished = true;
                 return Poll::Ready(None);
             }
             Poll::Pending => return Poll::Pending,
         };
-        this.beat = after(now, BEAT);
-        Poll::Ready(this.event.insert(event).next())
+        self.beat = after(now, BEAT);
+        Poll::Ready(self.event.insert(event).next())
     }
 }
 

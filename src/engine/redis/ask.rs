@@ -138,13 +138,7 @@ impl Redis {
     ) -> Result<Found, Error> {
         let from = if self.faults.keep(Rule::Fingerprint) { from } else { self.whatever_is_there(name, from).await };
         let mut script = self.script(&self.scripts.read, name);
-        match from {
-            Place::Window => script.arg("window").arg(0).arg(0),
-            Place::From(Start::Earliest) => script.arg("earliest").arg(0).arg(0),
-            Place::From(Start::Tail) => script.arg("tail").arg(0).arg(0),
-            Place::From(Start::Origin) => script.arg("origin").arg(0).arg(0),
-            Place::From(Start::After(offset)) => script.arg("after").arg(offset.position()).arg(offset.fingerprint()),
-        };
+        place(&mut script, Some(from));
         script.arg(limit).arg(u8::from(touch == Touch::Yes));
         let mut said = Said::new(self.link.read(&script).await?)?;
         match &*said.text()? {
