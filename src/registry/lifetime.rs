@@ -11,7 +11,7 @@ use super::{
 impl Registry {
     /// The log of a channel, if there is one that lives.
     ///
-    /// Whoever waits on a channel that ends at a fixed time has a timer for it, and an idle one has
+    /// Whoever waits on a channel that ends at a fixed time has an alarm for it, and an idle one has
     /// nobody waiting: so nobody need be woken here.
     pub(super) fn living<'a>(&self, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
         let waited_on = state.waiters.len() > 0;

@@ -67,6 +67,15 @@ impl Node {
         Wait::new(self.registry.clone(), NAME, after, after != Offset::ZERO)
     }
 
+    /// A wait that is parked, of who has read a number that was appended just now.
+    async fn parked_after(&self, number: u64) -> Wait {
+        self.engine.append(number);
+        let (_, place) = self.read(Start::Earliest).await;
+        let mut wait = self.wait(place);
+        assert!(poll(&mut wait).is_pending());
+        wait
+    }
+
     /// Reads and waits until so many numbers are there, or nothing more comes for a while.
     async fn collect(&self, many: usize, patience: Duration) -> Vec<u64> {
         let (mut seen, mut next) = self.read(Start::Earliest).await;

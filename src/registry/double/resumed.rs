@@ -7,10 +7,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// What is waited on when the connection is lost, and taken up again: how often it was read then, and what is there in the end.
 async fn taken_up(away: impl FnOnce(&Double), amid: impl FnOnce(&Double), all: usize) -> (usize, Vec<u64>) {
     let node = Node::without(None).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let mut wait = node.parked_after(1).await;
     let reads = node.engine.world().count("read");
     node.engine.world().down = true;
     node.engine.world().cut();
@@ -58,10 +55,7 @@ async fn a_channel_that_was_closed_deleted_or_is_another_since_is_read() {
         }),
     ] {
         let node = Node::without(None).await;
-        node.engine.append(1);
-        let (_, place) = node.read(Start::Earliest).await;
-        let mut wait = node.wait(place);
-        assert!(poll(&mut wait).is_pending());
+        let mut wait = node.parked_after(1).await;
         node.engine.world().cut();
         away(&node.engine);
         assert!(ended(&mut wait, SOON).await.is_some(), "{what}");

@@ -103,10 +103,7 @@ async fn more_than_is_remembered_while_a_log_is_read_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn deletion_ends_a_wait_and_what_is_made_then_is_another_channel() {
     let node = Node::without(None).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let mut wait = node.parked_after(1).await;
     node.engine.world().delete(NAME);
     assert!(matches!(ended(&mut wait, SOON).await, Some(Ended::Deleted)));
     // Who comes now waits for what is made next.
@@ -123,10 +120,7 @@ async fn deletion_ends_a_wait_and_what_is_made_then_is_another_channel() {
 async fn the_end_of_a_stream_is_heard_and_read() {
     for heard in [true, false] {
         let node = Node::without(None).await;
-        node.engine.append(1);
-        let (_, place) = node.read(Start::Earliest).await;
-        let mut wait = node.wait(place);
-        assert!(poll(&mut wait).is_pending());
+        let mut wait = node.parked_after(1).await;
         node.engine.world().mute = !heard;
         node.engine.world().close(NAME);
         node.engine.world().mute = false;
@@ -137,10 +131,7 @@ async fn the_end_of_a_stream_is_heard_and_read() {
 
 async fn cut(without: Option<Rule>) -> Vec<u64> {
     let node = Node::without(without).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let mut wait = node.parked_after(1).await;
     node.engine.world().down = true;
     node.engine.world().cut();
     seconds(5).await;
@@ -202,10 +193,7 @@ async fn a_connection_on_which_probes_are_not_heard_is_given_up() {
 
 async fn vanished(without: Option<Rule>) -> bool {
     let node = Node::without(without).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let mut wait = node.parked_after(1).await;
     node.engine.world().lose_log(NAME);
     matches!(ended(&mut wait, Duration::from_secs(25)).await, Some(Ended::Deleted))
 }
@@ -219,10 +207,7 @@ async fn a_quiet_channel_is_compared_with_its_log() {
 #[tokio::test(start_paused = true)]
 async fn comparing_keeps_nobody_waiting_and_wakes_nobody() {
     let node = Node::without(None).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let mut wait = node.parked_after(1).await;
     let reads = node.engine.world().count("read");
     node.engine.world().hold_reads = true;
     seconds(25).await;

@@ -50,10 +50,8 @@ async fn who_asks_for_more_than_is_held_has_it_from_the_engine() {
 #[tokio::test(start_paused = true)]
 async fn a_channel_lingers_after_its_last_waiter_and_not_for_ever() {
     let node = Node::without(None).await;
-    node.engine.append(1);
-    let (_, place) = node.read(Start::Earliest).await;
-    let mut wait = node.wait(place);
-    assert!(poll(&mut wait).is_pending());
+    let wait = node.parked_after(1).await;
+    let place = wait.after();
     seconds(60).await;
     assert!(node.engine.world().is_subscribed(NAME), "somebody waits");
     drop(wait);
