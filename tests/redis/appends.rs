@@ -173,7 +173,7 @@ async fn one_that_is_refused_takes_no_others_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_gives_up_leaves_those_who_came_after_him() {
+async fn who_gives_up_leaves_those_who_came_later() {
     let redis = Server::start().await;
     let node = Node::start(&redis.url()).await;
     node.publish_surely("/c/0", 0).await;
