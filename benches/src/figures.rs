@@ -29,15 +29,9 @@ pub struct Row {
 }
 
 impl Job {
-    /// Measures each server in turn, and again: what the machine does meanwhile, it does to all.
+    /// Measures each server in each round and returns the medians.
     pub fn run(&self, rounds: usize) -> Result<Vec<Row>> {
-        let mut samples: Vec<Vec<Figures>> = self.subjects.iter().map(|_| Vec::new()).collect();
-        for _ in 0..rounds {
-            for (subject, samples) in self.subjects.iter().zip(&mut samples) {
-                let figures = (self.measure)(subject).map_err(|error| format!("{}, {subject}: {error}", self.title))?;
-                samples.push(figures);
-            }
-        }
+        let samples = self.samples(rounds)?;
         let rows = samples[0][0].iter().enumerate().map(|(nth, (figure, _))| Row {
             key: self.key,
             title: self.title.clone(),
@@ -47,6 +41,25 @@ impl Job {
                 .collect(),
         });
         Ok(rows.collect())
+    }
+
+    /// Measures each server once a round, so that a disturbance of the machine affects all of them. The order is reversed in
+    /// every second round, so that no server always follows the same one.
+    ///
+    /// Returns the rounds of each subject.
+    pub(crate) fn samples(&self, rounds: usize) -> Result<Vec<Vec<Figures>>> {
+        let mut samples: Vec<Vec<Figures>> = self.subjects.iter().map(|_| Vec::new()).collect();
+        for round in 0..rounds {
+            let mut turns: Vec<_> = self.subjects.iter().zip(&mut samples).collect();
+            if round % 2 == 1 {
+                turns.reverse();
+            }
+            for (subject, samples) in turns {
+                let figures = (self.measure)(subject).map_err(|error| format!("{}, {subject}: {error}", self.title))?;
+                samples.push(figures);
+            }
+        }
+        Ok(samples)
     }
 }
 
@@ -112,7 +125,12 @@ pub fn shown(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// Returns the middle value, or the mean of the middle two; `NaN` if there is none.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 0 => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+        count => values[count / 2],
+    }
 }
