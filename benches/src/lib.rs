@@ -4,6 +4,7 @@
 //! benches/run                                  # everything, about half an hour
 //! benches/run --only fan-out --rounds 5        # a row
 //! benches/run --write                          # and puts the figures into the documents
+//! benches/run --against HEAD~1                 # the working tree against another commit
 //! ```
 //!
 //! | module | |
@@ -13,12 +14,16 @@
 //! | [`client`], [`http2`] | the load: one thread, the same for all |
 //! | [`process`] | a server's process, and what the kernel says it has used |
 //! | [`rows`], [`many`] | what is done to a server, and what is counted |
+//! | [`micro`] | a microbenchmark, for a comparison |
 //! | [`figures`], [`plot`] | medians, the tables and the plots |
+//! | [`against`] | the comparison with another commit |
 
+pub mod against;
 pub mod client;
 pub mod figures;
 pub mod http2;
 pub mod many;
+pub mod micro;
 pub mod plot;
 pub mod process;
 pub mod rows;

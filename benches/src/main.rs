@@ -1,33 +1,44 @@
 //! `benches/run`: measures, and prints what was found. See the library.
 
-use std::{env, fs, time::Instant};
+use std::{env, fs, process::ExitCode, time::Instant};
 
 use tower_comet_bench::{
-    Result,
+    Result, against,
     figures::{COLUMNS, Job, Row, table},
     many::many,
-    plot, rows, server,
+    micro, plot, rows, server,
     subject::{Kind, PEERS, Subject},
 };
 
 const FLOORS: [Kind; 3] = [Kind::Floor, Kind::FloorBytes, Kind::Comet];
 
-fn main() -> Result<()> {
+/// The exit status if the working tree is worse than the commit after `--against`.
+const WORSE: u8 = 3;
+
+fn main() -> Result<ExitCode> {
     let mut args = env::args().skip(1).peekable();
     if args.next_if(|arg| arg == "serve").is_some() {
-        return server::main(args);
+        return server::main(args).map(|()| ExitCode::SUCCESS);
     }
-    let mut plan = Plan { waiters: 10_000, million: 1_000, rounds: 3, only: None, write: false };
+    let mut plan = Plan { waiters: 10_000, million: 1_000, rounds: 3, only: None, write: false, against: None };
     while let Some(arg) = args.next() {
         match &*arg {
             "--waiters" => plan.waiters = args.next().ok_or("how many?")?.parse()?,
             "--rounds" => plan.rounds = args.next().ok_or("how many?")?.parse()?,
             "--only" => plan.only = Some(args.next().ok_or("which?")?),
             "--write" => plan.write = true,
+            "--against" => plan.against = Some(args.next().ok_or("--against requires a commit")?),
             _ => return Err(format!("unknown flag {arg}").into()),
         }
     }
-    run(&plan)
+    if plan.rounds == 0 {
+        return Err("--rounds requires a number of at least 1".into());
+    }
+    match &plan.against {
+        Some(_) if plan.write => Err("--write does not go with --against".into()),
+        Some(commit) => compare(&plan, commit),
+        None => run(&plan).map(|()| ExitCode::SUCCESS),
+    }
 }
 
 struct Plan {
@@ -37,6 +48,44 @@ struct Plan {
     rounds: usize,
     only: Option<String>,
     write: bool,
+    /// The full hash of the commit to compare the working tree with.
+    against: Option<String>,
+}
+
+/// Compares the working tree with a commit that `benches/run` has built.
+fn compare(plan: &Plan, commit: &str) -> Result<ExitCode> {
+    let began = Instant::now();
+    let programs = against::programs(commit)?;
+    println!("{}\n", machine()?);
+    let mut found = Vec::new();
+    for job in wanted(plan)? {
+        eprintln!("{}", job.title);
+        found.extend(job.compare(&programs, plan.rounds)?);
+    }
+    println!("{}\n{} minutes, {} rounds", against::table(commit, &found), began.elapsed().as_secs() / 60, plan.rounds);
+    if plan.rounds < 3 {
+        println!("Fewer than three rounds say little about the spread.");
+    }
+    let worse = against::worse(&found);
+    if worse.is_empty() {
+        println!("The working tree is not worse than {commit}.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("The working tree is worse than {commit} in:\n- {}", worse.join("\n- "));
+    Ok(ExitCode::from(WORSE))
+}
+
+/// Returns the jobs that `--only` selects, or all.
+fn wanted(plan: &Plan) -> Result<Vec<Job>> {
+    let mut jobs = jobs(plan);
+    let Some(only) = &plan.only else { return Ok(jobs) };
+    let mut keys: Vec<_> = jobs.iter().map(|job| job.key).collect();
+    keys.dedup();
+    jobs.retain(|job| job.key == only);
+    if jobs.is_empty() {
+        return Err(format!("no row is named {only}: --only takes one of {}", keys.join(", ")).into());
+    }
+    Ok(jobs)
 }
 
 fn run(plan: &Plan) -> Result<()> {
@@ -47,10 +96,7 @@ fn run(plan: &Plan) -> Result<()> {
         println!("{} is not installed, and not measured", kind.name());
     }
     let mut rows = Vec::new();
-    for job in jobs(plan) {
-        if plan.only.as_ref().is_some_and(|only| only != job.key) {
-            continue;
-        }
+    for job in wanted(plan)? {
         let found = job.run(plan.rounds)?;
         println!("\n{}", table(&found.iter().collect::<Vec<_>>()));
         rows.extend(found);
@@ -111,6 +157,11 @@ fn jobs(plan: &Plan) -> Vec<Job> {
         subjects,
         Box::new(move |subject| many(subject, million, 1_000, 1)),
     );
+    if plan.against.is_some() {
+        // Bare hyper has no such step, so this row is not part of a run without a commit to compare with.
+        let subjects = vec![Subject::new(Kind::Comet, "none")];
+        add("micro", "park cycle in process".to_owned(), subjects, Box::new(micro::park_cycle));
+    }
     jobs
 }
 

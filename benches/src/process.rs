@@ -19,7 +19,8 @@ pub struct Process {
 impl Process {
     /// Starts a server, and waits until it listens.
     pub fn start(command: &mut Command, addr: SocketAddr) -> Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.map_err(|error| format!("cannot start {command:?}: {error}"))?;
         let mut process = Self { child, addr };
         let deadline = Instant::now() + Duration::from_secs(10);
         while std::net::TcpStream::connect(addr).is_err() {

@@ -66,16 +66,32 @@ pub struct Subject {
     pub kind: Kind,
     pub builder: &'static str,
     pub jemalloc: bool,
+    /// The folder with the binaries of another commit; `None` for the working tree.
+    pub programs: Option<PathBuf>,
 }
 
 impl Subject {
     pub fn new(kind: Kind, builder: &'static str) -> Self {
-        Self { kind, builder, jemalloc: false }
+        Self { kind, builder, jemalloc: false, programs: None }
     }
 
     pub fn jemalloc(mut self) -> Self {
         self.jemalloc = true;
         self
+    }
+
+    /// Starts this server from binaries of another commit.
+    pub fn built_in(mut self, programs: &Path) -> Self {
+        self.programs = Some(programs.to_owned());
+        self
+    }
+
+    /// Returns the path of one of this package's binaries, of the working tree or of another commit.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        match &self.programs {
+            Some(folder) => Ok(folder.join(name)),
+            None => Ok(env::current_exe()?.with_file_name(name)),
+        }
     }
 
     pub fn start(&self) -> Result<Process> {
@@ -102,8 +118,8 @@ impl Subject {
                 Process::start(command.current_dir(env::temp_dir()), addr)
             }
             kind => {
-                let this = env::current_exe()?;
-                let mut command = Command::new(if self.jemalloc { this.with_file_name("jemalloc") } else { this });
+                let name = if self.jemalloc { "jemalloc" } else { "tower-comet-bench" };
+                let mut command = Command::new(self.program(name)?);
                 Process::start(command.args(["serve", kind.name(), self.builder, &addr.to_string()]), addr)
             }
         }
@@ -172,7 +188,11 @@ impl Subject {
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind.name())
+        f.write_str(self.kind.name())?;
+        match &self.programs {
+            Some(folder) => write!(f, " from {}", folder.display()),
+            None => Ok(()),
+        }
     }
 }
 
