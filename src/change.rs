@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
@@ -13,34 +14,48 @@ use std::{
 };
 
 use crate::{
-    Error, Offset,
+    Error, Limit, Offset,
     engine::{Batch, Stamp, is_json},
-    registry::{Append, Appended, Creation, Registry},
+    registry::{Append, Appended, Creation, Registry, Slice, Walk, Woken, poll_sliced, sliced, yield_now},
+    sync::assert_unlocked,
 };
 
 /// A change to a channel: [`publish`](crate::Channel::publish), [`append`](crate::Channel::append),
 /// [`create`](crate::Channel::create), [`close`](crate::Channel::close) or [`delete`](crate::Channel::delete).
 ///
 /// A future of the offset where the channel ends when it is done. `Send + 'static`, so that it can be
-/// spawned, and without a borrow of what was published. With the logs in memory it is ready when it is first
-/// polled and needs no runtime.
+/// spawned, and without a borrow of what was published. With the logs in memory it needs no runtime.
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on
-/// its way may have been made or not; a [`Producer`](crate::Producer) can make sure.
+/// Until it is polled nothing has happened. With the logs in memory, the first poll makes the change, and the future is ready
+/// then unless there are so many waiters that waking them would keep other tasks waiting: it wakes them over several polls
+/// then, and a drop wakes those that are left. Only if a limit is reached, and more channels that have expired must be
+/// evicted than one poll may, a later poll makes the change; dropped before that, it has changed nothing.
+///
+/// On Redis, one that is dropped while it is under way may have been made or not; a [`Producer`](crate::Producer) can make sure.
 #[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
 pub struct Change {
     registry: Arc<Registry>,
     name: Arc<str>,
-    what: Option<What>,
-    /// On its way to an engine elsewhere.
-    running: Option<Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>>,
+    stage: Stage,
+}
+
+enum Stage {
+    Begun(What),
+    /// What was to be appended could not be encoded.
+    Refused(Error),
+    /// Made in memory; some waiters are still to be woken.
+    Waking(Woken, Offset),
+    /// Under way to a remote engine, or until expired channels have been evicted.
+    Running(Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>),
+    Done,
 }
 
 enum What {
     Append {
-        batch: Result<Option<Batch>, Error>,
+        /// Without it, the stream is only closed.
+        batch: Option<Batch>,
         close: bool,
         stamp: Option<Stamp>,
         /// It may have been made before, by this process.
@@ -54,11 +69,12 @@ enum What {
 
 impl Change {
     fn new(registry: Arc<Registry>, name: Arc<str>, what: What) -> Self {
-        Self { registry, name, what: Some(what), running: None }
+        Self { registry, name, stage: Stage::Begun(what) }
     }
 
     pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
-        Self::new(registry, name, What::Append { batch: batch.map(Some), close: false, stamp: None, again: false })
+        let what = batch.map(|batch| What::Append { batch: Some(batch), close: false, stamp: None, again: false });
+        Self { registry, name, stage: what.map_or_else(Stage::Refused, Stage::Begun) }
     }
 
     pub(crate) fn bytes(registry: Arc<Registry>, name: Arc<str>, bytes: Bytes) -> Self {
@@ -66,7 +82,7 @@ impl Change {
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self::new(registry, name, What::Append { batch: Ok(None), close: true, stamp: None, again: false })
+        Self::new(registry, name, What::Append { batch: None, close: true, stamp: None, again: false })
     }
 
     pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Creation) -> Self {
@@ -79,7 +95,7 @@ impl Change {
 
     /// The same, and the end of the stream with it.
     pub(crate) fn and_close(mut self) -> Self {
-        if let Some(What::Append { close, .. }) = &mut self.what {
+        if let Stage::Begun(What::Append { close, .. }) = &mut self.stage {
             *close = true;
         }
         self
@@ -87,14 +103,14 @@ impl Change {
 
     /// The same, as a producer's message; `sent` if it was sent before, and what came of that is not known.
     pub(crate) fn stamped(mut self, by: Stamp, sent: bool) -> Self {
-        if let Some(What::Append { stamp, again, .. }) = &mut self.what {
+        if let Stage::Begun(What::Append { stamp, again, .. }) = &mut self.stage {
             (*stamp, *again) = (Some(by), sent);
         }
         self
     }
 
-    /// Blocks the thread until it is done: for code outside a runtime. In a task, await it instead: on Redis, this would keep the
-    /// runtime from the connection that it waits for.
+    /// Blocks the thread until it is done: for code outside a runtime. In a task, await it instead: this wakes all waiters
+    /// before it returns, and on Redis it would keep the runtime from the connection that it waits for.
     ///
     /// ```
     /// use tower_comet::Comet;
@@ -121,37 +137,80 @@ impl Future for Change {
     ///
     /// If polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if let Some(running) = &mut this.running {
-            return running.as_mut().poll(cx);
+        assert_unlocked();
+        let Self { registry, name, stage } = &mut *self;
+        if let Stage::Begun(what) = stage {
+            *stage = what.begin(registry, name).unwrap_or_else(Stage::Refused);
         }
-        let what = this.what.take().expect("`Change` polled after it was ready");
-        if this.registry.remote().is_none() {
-            // All of it is done in one poll.
-            return pin!(what.make(&this.registry, &this.name)).poll(cx);
-        }
-        let (registry, name) = (this.registry.clone(), this.name.clone());
-        let change = async move { what.make(&registry, &name).await };
-        this.running.insert(Box::pin(change)).as_mut().poll(cx)
+        let done = match mem::replace(stage, Stage::Done) {
+            Stage::Refused(error) => Err(error),
+            Stage::Waking(mut woken, tail) => {
+                if poll_sliced(cx, |slice| registry.finish(&mut woken, slice)).is_pending() {
+                    *stage = Stage::Waking(woken, tail);
+                    return Poll::Pending;
+                }
+                Ok(tail)
+            }
+            Stage::Running(mut running) => match running.as_mut().poll(cx) {
+                Poll::Ready(done) => done,
+                Poll::Pending => {
+                    *stage = Stage::Running(running);
+                    return Poll::Pending;
+                }
+            },
+            Stage::Begun(_) | Stage::Done => panic!("`Change` polled after it was ready"),
+        };
+        Poll::Ready(done)
     }
 }
 
 impl What {
-    async fn make(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
+    /// Makes the change, if it can be made in memory and now.
+    fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<Stage, Error> {
+        if registry.remote().is_none() {
+            let now = registry.now();
+            match self.make(registry, name) {
+                Err(Error::Full(_)) if registry.may_have_room(now) => {}
+                made => return made.map(|(tail, woken)| Stage::Waking(woken, tail)),
+            }
+        }
+        let (registry, name, what) = (registry.clone(), name.clone(), mem::replace(self, Self::Delete));
+        Ok(Stage::Running(Box::pin(async move { what.make_anywhere(&registry, &name).await })))
+    }
+
+    /// Makes the change in memory. What is refused can be tried again.
+    fn make(&mut self, registry: &Registry, name: &str) -> Result<(Offset, Woken), Error> {
         match self {
             Self::Append { batch, close, stamp, again } => {
-                append(registry, name, batch?, close, stamp.as_ref(), again).await
+                let (create, stamp) = (Some(registry.json()), stamp.as_ref());
+                let mut append =
+                    Append { batch: batch.take(), create, close: *close, stamp, ..Append::default() };
+                let made = registry.append(name, &mut append);
+                *batch = append.batch;
+                let (appended, woken) = made?;
+                Ok((accepted(&appended, stamp, *again)?, woken))
+            }
+            Self::Bytes(_) => unreachable!("the type of a channel in memory is known at once"),
+            Self::Create(creation) => registry.create(name, creation).map(|(created, woken)| (created.tail, woken)),
+            Self::Delete => registry.delete(name),
+        }
+    }
+
+    async fn make_anywhere(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
+        match self {
+            Self::Append { batch, close, stamp, again } => {
+                append(registry, name, batch, close, stamp.as_ref(), again).await
             }
             Self::Bytes(bytes) => {
                 let appended = match Batch::json(&bytes) {
                     Ok(batch) => append(registry, name, Some(batch), false, None, false).await,
                     Err(error) => Err(error),
                 };
-                // Most channels are JSON: whether this one is not is asked only when that was refused.
+                // Most channels are JSON: whether this one is not is requested only when that was refused.
                 let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
                 match registry.peek_anywhere(name).await? {
                     Some(known) if !is_json(&known.content_type) => {
-                        append(registry, name, Some(Batch::bytes(bytes)?), false, None, false).await
+                        append(registry, name, Some(Batch::copy(&bytes)?), false, None, false).await
                     }
                     _ => appended,
                 }
@@ -171,35 +230,45 @@ async fn append(
     again: bool,
 ) -> Result<Offset, Error> {
     let append = Append { batch, create: Some(registry.json()), close, stamp, ..Append::default() };
-    match registry.append_anywhere(name, append).await? {
-        // Nothing else is sent twice in process: somebody has the same id and epoch.
+    accepted(&registry.append_anywhere(name, append).await?, stamp, again)
+}
+
+/// The tail, unless another producer has the same id and epoch: in process nothing is sent twice but `again`.
+fn accepted(appended: &Appended, stamp: Option<&Stamp>, again: bool) -> Result<Offset, Error> {
+    match *appended {
         Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
             if !again || stamp.is_some_and(|stamp| stamp.seq != seq) =>
         {
             Err(Error::Fenced { epoch })
         }
-        appended => Ok(appended.tail),
+        Appended { tail, .. } => Ok(tail),
     }
 }
 
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match &self.what {
-            Some(What::Append { .. } | What::Bytes(_)) => "append",
-            Some(What::Create(_)) => "create",
-            Some(What::Delete) => "delete",
-            None => "done",
+        let stage = match &self.stage {
+            Stage::Begun(What::Append { .. } | What::Bytes(_)) => "append",
+            Stage::Begun(What::Create(_)) => "create",
+            Stage::Begun(What::Delete) => "delete",
+            Stage::Refused(_) => "refused",
+            Stage::Waking(..) => "waking",
+            Stage::Running(_) => "running",
+            Stage::Done => "done",
         };
-        f.debug_struct("Change").field("channel", &self.name).field("what", &what).finish_non_exhaustive()
+        f.debug_struct("Change").field("channel", &self.name).field("stage", &stage).finish_non_exhaustive()
     }
 }
 
-/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of how many have it.
+/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of the number of channels that
+/// have it.
+///
+/// It appends to a few hundred channels in each poll, and lets other tasks run in between.
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on
-/// its way has been published to some channels and not to others.
+/// Until it is polled nothing has happened. Dropped before it is ready, it has been published to some channels and not to
+/// others; all waiters of those that have it are woken.
 #[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
 pub struct Broadcast {
     registry: Arc<Registry>,
@@ -215,7 +284,7 @@ impl Broadcast {
         Self { registry, ready: Some(ready), running: None }
     }
 
-    /// Blocks the thread until it is done, as [`Change::wait`] does.
+    /// Blocks the thread until it is done, as [`Change::wait`] does: for as long as it takes to append to all channels.
     ///
     /// # Errors
     ///
@@ -242,21 +311,97 @@ impl Future for Broadcast {
     }
 }
 
+/// One broadcast, as far as it has come.
+struct Publishing {
+    registry: Arc<Registry>,
+    pattern: Router<()>,
+    batch: Batch,
+    reached: usize,
+    full: Option<Limit>,
+    /// What no channel can take, or the engine cannot be asked.
+    failed: Option<Error>,
+}
+
 async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), Error>) -> Result<usize, Error> {
     let (pattern, batch) = ready?;
-    let (mut reached, mut full) = (0, None);
-    for name in registry.names_anywhere().await?.iter().filter(|name| pattern.at(name).is_ok()) {
-        let create = Some(registry.json());
-        let append = Append { batch: Some(batch.clone()), create, ..Append::default() };
-        match registry.append_anywhere(name, append).await {
-            Ok(_) => reached += 1,
-            // Not meant, or too late.
-            Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_)) => {}
-            Err(Error::Full(limit)) => full = Some(limit),
-            Err(error) => return Err(error),
+    let mut publishing = Publishing { registry, pattern, batch, reached: 0, full: None, failed: None };
+    match publishing.registry.remote().cloned() {
+        None => publishing.locally().await,
+        Some(remote) => publishing.remotely(&remote.names().await?).await,
+    }
+    if let Some(error) = publishing.failed {
+        return Err(error);
+    }
+    publishing.full.map_or(Ok(publishing.reached), |limit| Err(Error::Full(limit)))
+}
+
+impl Publishing {
+    /// Appends to what the map holds, a slice in each poll.
+    async fn locally(&mut self) {
+        let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), Woken::nobody());
+        sliced(|slice| {
+            loop {
+                if !registry.finish(&mut woken, slice) {
+                    return false;
+                }
+                let Some(name) = registry.next_name(&mut walk) else { return true };
+                if self.pattern.at(&name).is_ok() {
+                    let appended = registry.append(&name, &mut self.append(&registry)).map(|(_, appended)| appended);
+                    let full = matches!(appended, Err(Error::Full(_)));
+                    woken = self.note(appended);
+                    if self.failed.is_some() {
+                        return true;
+                    }
+                    if full {
+                        // It has used up a slice on looking for room.
+                        return false;
+                    }
+                }
+                if slice.step() {
+                    return false;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Appends to what a remote engine holds.
+    async fn remotely(&mut self, names: &[String]) {
+        let (registry, mut slice) = (self.registry.clone(), Slice::new());
+        for name in names {
+            if slice.step() {
+                yield_now().await;
+                slice = Slice::new();
+            }
+            if self.pattern.at(name).is_err() {
+                continue;
+            }
+            let appended = registry.append_anywhere(name, self.append(&registry)).await;
+            self.note(appended.map(|_| Woken::nobody())).wake();
+            if self.failed.is_some() {
+                return;
+            }
         }
     }
-    full.map_or(Ok(reached), |limit| Err(Error::Full(limit)))
+
+    fn append<'a>(&self, registry: &'a Registry) -> Append<'a> {
+        let create = Some(registry.json());
+        Append { batch: Some(self.batch.clone()), create, broadcast: true, ..Append::default() }
+    }
+
+    fn note(&mut self, appended: Result<Woken, Error>) -> Woken {
+        match appended {
+            Ok(woken) => {
+                self.reached += 1;
+                return woken;
+            }
+            Err(Error::Full(limit)) => self.full = Some(limit),
+            // Not meant, deleted, or without the waiters that it was for.
+            Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown) => {}
+            Err(error) => self.failed = Some(error),
+        }
+        Woken::nobody()
+    }
 }
 
 impl fmt::Debug for Broadcast {

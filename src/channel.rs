@@ -78,8 +78,8 @@ impl Channel {
     /// Appends bytes of the channel's content type, and wakes everybody who waits. Resolves to the offset just after them.
     ///
     /// On a JSON channel (which an unknown one becomes) the bytes must be JSON, and an array is flattened one
-    /// level: its elements are messages of one append. On any other channel the bytes are kept as they are, without a
-    /// copy.
+    /// level: its elements are messages of one append. On any other channel the bytes are stored as they are. They
+    /// are copied, so that history holds what it counts and not all of a buffer that they may be a slice of.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Channel {
         // The type is looked at now, as the encoding is done now; the append itself checks that it still holds.
         let known = self.registry.peek(&self.name).ok().flatten();
         let json = known.is_none_or(|known| is_json(&known.content_type));
-        let batch = if json { Batch::json(&bytes) } else { Batch::bytes(bytes) };
+        let batch = if json { Batch::json(&bytes) } else { Batch::copy(&bytes) };
         Change::append(self.registry.clone(), self.name.clone(), batch)
     }
 

@@ -5,7 +5,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
     Broadcast, Channel, CometBuilder, Unhealthy,
-    registry::{Drained, Registry},
+    registry::{Drained, Registry, Walk},
 };
 
 /// The channels: named, ordered logs of messages, and everybody who waits on them.
@@ -171,6 +171,9 @@ impl Comet {
     ///
     /// Without it a server that shuts down gracefully waits for every parked request: see [`close_on`](Self::close_on).
     ///
+    /// All waiters are woken on the calling thread before this returns: some milliseconds for 100,000. A server with that many
+    /// should use [`close_over`](Self::close_over), which lets other tasks run in between.
+    ///
     /// ```
     /// # use tower_comet::{Comet, Error};
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -222,7 +225,8 @@ impl Comet {
     }
 
     /// Ends all waits, a few at a time, evenly over a duration, so that clients do not come back as one
-    /// herd; new waits are refused from the start. [`close`](Self::close)s at the end.
+    /// herd; new waits are refused from the start. Closes at the end, as [`close`](Self::close) does, except that other tasks run
+    /// in between.
     ///
     /// # Cancel safety
     ///
@@ -250,15 +254,15 @@ impl Comet {
             registry.drain();
             let waiting = registry.usage().waits() as u128;
             let steps = duration.as_millis() / STEP.as_millis();
-            let mut step = tokio::time::interval(STEP);
+            let (mut step, mut walk) = (tokio::time::interval(STEP), Walk::default());
             step.tick().await;
             for left in (0..steps).rev() {
                 // A line from all to none: who leaves by another way is one less to release.
                 let stay = usize::try_from(waiting * left / steps).unwrap_or(usize::MAX);
-                registry.release(registry.usage().waits().saturating_sub(stay));
+                registry.release(&mut walk, registry.usage().waits().saturating_sub(stay)).await;
                 step.tick().await;
             }
-            registry.close();
+            registry.close_sliced().await;
         }
     }
 

@@ -73,7 +73,8 @@ impl Create {
     /// Begins with this content, of the channel's type, as if it were [appended](Channel::append). A channel that is there already is
     /// left as it is.
     pub fn content(mut self, content: impl Into<Bytes>) -> Self {
-        self.creation.content = content.into();
+        // A copy, as `Channel::append` makes one.
+        self.creation.content = Bytes::copy_from_slice(&content.into());
         self
     }
 

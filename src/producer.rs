@@ -122,7 +122,7 @@ mod tests {
 
     impl Remote for Engine {
         fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-            let done = self.logs.append(name, append.clone());
+            let done = self.logs.append(name, &mut append.clone()).map(|(done, _)| done);
             match self.how.load(Relaxed) {
                 ANSWERS => Box::pin(ready(done)),
                 IS_LOST => Box::pin(ready(Err(Error::Uncertain))),
@@ -131,11 +131,11 @@ mod tests {
         }
 
         fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
-            Box::pin(ready(self.logs.create(name, creation)))
+            Box::pin(ready(self.logs.create(name, creation).map(|(created, _)| created)))
         }
 
         fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
-            Box::pin(ready(self.logs.delete(name)))
+            Box::pin(ready(self.logs.delete(name).map(|(tail, _)| tail)))
         }
 
         fn names(&self) -> Answer<'_, Vec<String>> {

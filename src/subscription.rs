@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::{collections::VecDeque, fmt, future::poll_fn, sync::Arc};
+use std::{collections::VecDeque, fmt, future::poll_fn, pin::pin, sync::Arc};
 
 use crate::{
     Error, Gone, Offset,
@@ -110,7 +110,8 @@ impl Subscription {
         }
         wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
-        match poll_fn(|cx| wait.poll(cx, NEVER, ONE)).await {
+        let mut wait = pin!(wait);
+        match poll_fn(|cx| wait.as_mut().poll(cx, NEVER, ONE)).await {
             Ended::Read(reading) => Ok(Some(reading)),
             Ended::Gone(gone) => Err(Error::Gone(gone)),
             Ended::Deleted => {

@@ -1,7 +1,18 @@
 //! The locks and the atomics whose races are modelled: `std`'s, or loom's under `--cfg comet_loom`.
 //!
-//! Poisoning is ignored. No code of a user runs under one of these locks, so a panic while one is held
-//! would be a fault of this crate, and refusing every later request would make it worse.
+//! # Rules
+//!
+//! 1. A thread takes locks in the order of [`Rank`], and never two of one rank.
+//! 2. No foreign code runs while a thread holds one of these locks: no waker is cloned, woken or dropped, no future that
+//!    is not ours is polled, no hook is called, and nothing is dropped whose destructor a user wrote. Any of these may
+//!    come back into this crate on the same thread and take the same lock: tokio, for one, wakes a task from within
+//!    the poll of a timer when the task's cooperative budget is used up.
+//!
+//! Debug builds check both rules: taking a lock out of order panics, and so does [`assert_unlocked`], which stands before
+//! every call of foreign code, while a lock is held.
+//!
+//! Poisoning is ignored. As no foreign code runs under a lock, a panic while one is held is a bug in this crate, and
+//! refusing every later request would make it worse.
 
 #[cfg(not(comet_loom))]
 use std::sync as imp;
@@ -9,30 +20,72 @@ use std::sync as imp;
 #[cfg(comet_loom)]
 use loom::sync as imp;
 
-use std::sync::PoisonError;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::PoisonError,
+};
 
 pub(crate) use imp::atomic::{AtomicU8, AtomicUsize};
-pub(crate) use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+/// The order in which a thread may take locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    /// A shard of the map of channels.
+    Shard,
+    /// One channel.
+    Channel,
+    /// Everything else: queues and lists, under which no other lock is taken.
+    Leaf,
+}
 
 /// A mutex that cannot be poisoned.
 #[derive(Debug)]
-pub(crate) struct Mutex<T>(imp::Mutex<T>);
+pub(crate) struct Mutex<T> {
+    inner: imp::Mutex<T>,
+    #[cfg(debug_assertions)]
+    rank: Rank,
+}
 
 impl<T> Mutex<T> {
+    /// A mutex under which no other lock is taken.
     pub(crate) fn new(value: T) -> Self {
-        Self(imp::Mutex::new(value))
+        Self::ranked(Rank::Leaf, value)
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn ranked(rank: Rank, value: T) -> Self {
+        let _ = rank;
+        Self {
+            inner: imp::Mutex::new(value),
+            #[cfg(debug_assertions)]
+            rank,
+        }
+    }
+
+    pub(crate) fn lock(&self) -> Guard<imp::MutexGuard<'_, T>> {
+        #[cfg(debug_assertions)]
+        let held = held::Held::new(self.rank);
+        Guard {
+            inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
+            #[cfg(debug_assertions)]
+            _held: held,
+        }
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A reader-writer lock that cannot be poisoned.
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+/// What [`Mutex::lock`] returns.
+pub(crate) type MutexGuard<'a, T> = Guard<imp::MutexGuard<'a, T>>;
+
+/// A reader-writer lock that cannot be poisoned. All of them are shards.
 #[derive(Debug)]
 pub(crate) struct RwLock<T>(imp::RwLock<T>);
 
@@ -41,11 +94,152 @@ impl<T> RwLock<T> {
         Self(imp::RwLock::new(value))
     }
 
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn read(&self) -> Guard<imp::RwLockReadGuard<'_, T>> {
+        #[cfg(debug_assertions)]
+        let held = held::Held::new(Rank::Shard);
+        Guard {
+            inner: self.0.read().unwrap_or_else(PoisonError::into_inner),
+            #[cfg(debug_assertions)]
+            _held: held,
+        }
     }
 
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn write(&self) -> Guard<imp::RwLockWriteGuard<'_, T>> {
+        #[cfg(debug_assertions)]
+        let held = held::Held::new(Rank::Shard);
+        Guard {
+            inner: self.0.write().unwrap_or_else(PoisonError::into_inner),
+            #[cfg(debug_assertions)]
+            _held: held,
+        }
+    }
+}
+
+/// A lock that is held, until this is dropped.
+pub(crate) struct Guard<G> {
+    // The order of the fields is that of their drops: the lock is released before it counts as released.
+    inner: G,
+    #[cfg(debug_assertions)]
+    _held: held::Held,
+}
+
+impl<G: Deref> Deref for Guard<G> {
+    type Target = G::Target;
+
+    fn deref(&self) -> &G::Target {
+        &self.inner
+    }
+}
+
+impl<G: DerefMut> DerefMut for Guard<G> {
+    fn deref_mut(&mut self) -> &mut G::Target {
+        &mut self.inner
+    }
+}
+
+/// Stands before every call of foreign code.
+///
+/// # Panics
+///
+/// In debug builds, if this thread holds one of the locks above.
+#[inline]
+#[cfg_attr(debug_assertions, track_caller)]
+pub(crate) fn assert_unlocked() {
+    #[cfg(debug_assertions)]
+    held::assert_none();
+}
+
+/// Which locks this thread holds. Not under loom, whose threads all run on one of the system's.
+#[cfg(debug_assertions)]
+mod held {
+    use super::Rank;
+    use std::{cell::Cell, thread};
+
+    thread_local! {
+        static HELD: Cell<[bool; 3]> = const { Cell::new([false; 3]) };
+    }
+
+    /// One lock that this thread holds.
+    pub(super) struct Held(Option<Rank>);
+
+    impl Held {
+        #[track_caller]
+        pub(super) fn new(rank: Rank) -> Self {
+            if cfg!(comet_loom) {
+                return Self(None);
+            }
+            // A thread that is being torn down has no such variable any more, and is not checked.
+            let checked = HELD.try_with(|held| {
+                let mut ranks = held.get();
+                let above = ranks.iter().rposition(|held| *held).filter(|above| *above >= rank as usize);
+                if let Some(above) = above.filter(|_| !thread::panicking()) {
+                    panic!("a lock of rank {rank:?} is taken while one of rank {above} is held");
+                }
+                if above.is_some() {
+                    return None;
+                }
+                ranks[rank as usize] = true;
+                held.set(ranks);
+                Some(rank)
+            });
+            Self(checked.ok().flatten())
+        }
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let Some(rank) = self.0 else { return };
+            let _ = HELD.try_with(|held| {
+                let mut ranks = held.get();
+                ranks[rank as usize] = false;
+                held.set(ranks);
+            });
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn assert_none() {
+        let held = HELD.try_with(Cell::get).unwrap_or_default();
+        if held.contains(&true) && !thread::panicking() {
+            panic!("foreign code runs while a lock is held: {held:?}");
+        }
+    }
+}
+
+#[cfg(all(test, debug_assertions, not(comet_loom)))]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn panics(f: impl FnOnce()) -> bool {
+        catch_unwind(AssertUnwindSafe(f)).is_err()
+    }
+
+    #[test]
+    fn locks_are_taken_in_order_only() {
+        let (shard, channel, leaf) = (RwLock::new(()), Mutex::ranked(Rank::Channel, ()), Mutex::new(()));
+        {
+            let _shard = shard.write();
+            let _channel = channel.lock();
+            let _leaf = leaf.lock();
+        }
+        let other = Mutex::ranked(Rank::Channel, ());
+        assert!(panics(|| drop((channel.lock(), other.lock()))), "two of one rank");
+        assert!(panics(|| drop((channel.lock(), channel.lock()))), "one twice");
+        assert!(panics(|| drop((leaf.lock(), channel.lock()))), "a channel under a leaf");
+        assert!(panics(|| drop((channel.lock(), shard.read()))), "a shard under a channel");
+        drop((shard.read(), leaf.lock()));
+    }
+
+    #[test]
+    fn foreign_code_is_refused_under_a_lock_only() {
+        let (channel, leaf) = (Mutex::ranked(Rank::Channel, ()), Mutex::new(()));
+        assert_unlocked();
+        for lock in [&channel, &leaf] {
+            let held = lock.lock();
+            assert!(panics(assert_unlocked));
+            drop(held);
+            assert_unlocked();
+        }
     }
 }

@@ -218,7 +218,9 @@ async fn all_history_together_has_a_size() {
         advance(Duration::from_secs(3_601)).await;
         // More than the few channels held that any operation looks after.
         channel(fits).append(vec![b'x'; 4 * MIB]).await.unwrap();
-        assert_eq!(comet.stats().history_bytes, 4 * MIB + ENTRY, "all that has aged out makes room");
+        // As many as make room for it, and no more: the others may be evicted by later operations.
+        assert_eq!(channel(fits).history(), 1);
+        assert!(comet.stats().history_bytes <= set.unwrap_or(256 * MIB), "{:?}", comet.stats());
     }
 }
 

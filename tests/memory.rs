@@ -110,7 +110,7 @@ fn a_crowd_on_as_many_names_gives_its_memory_back() {
                 crowd.push(wait);
             }
             let with_all = held().saturating_sub(before);
-            assert!(with_all > 50_000 * 100, "{with_all}: it is counted at all");
+            assert!(with_all > 50_000 * 180, "{with_all}: it is counted at all");
             drop(crowd);
             let left = held().saturating_sub(before);
             assert!(left < 64 * KIB, "{left} bytes are left of {with_all}");
@@ -166,7 +166,7 @@ fn a_million_channels_that_have_aged_out_give_their_memory_back() {
                 comet.channel(format!("/events/{}", round * ROUND + n)).publish("a message").wait().expect("room");
             }
             let with_all = held().saturating_sub(before);
-            assert!(with_all > 50_000 * 100, "{with_all}: it is counted at all");
+            assert!(with_all > 50_000 * 180, "{with_all}: it is counted at all");
             assert_eq!(comet.stats().channels, 50_000);
             advance(Duration::from_secs(61)).await;
             // Nothing sweeps; but any traffic moves the queue along, by two.
@@ -174,7 +174,8 @@ fn a_million_channels_that_have_aged_out_give_their_memory_back() {
                 assert_eq!(asker.status(format!("/events/nobody-made-{n}?offset=-1")), Some(200));
             }
             let left = held().saturating_sub(before);
-            assert!(left < 128 * KIB, "{left} bytes are left of {with_all}");
+            // The names of the 65,536 channels that ended last are remembered, by their hash.
+            assert!(left < 4_096 * KIB, "{left} bytes are left of {with_all}");
             assert_eq!((comet.stats().channels, comet.stats().history_bytes, comet.channels().count()), (0, 0, 0));
         }
     });

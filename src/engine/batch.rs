@@ -97,7 +97,13 @@ impl Batch {
         Some(Self { data, messages, json: self.json })
     }
 
-    /// Bytes, whose framing is the application's.
+    /// A copy of bytes that the application holds. History holds its own: a slice would keep all of what it is a slice of,
+    /// uncounted, and dropping the application's `Bytes` may run code of the application's, which must not happen under a lock.
+    pub(crate) fn copy(bytes: &[u8]) -> Result<Self, Error> {
+        Self::bytes(Bytes::copy_from_slice(bytes))
+    }
+
+    /// Bytes that nothing else holds, whose framing is the application's.
     pub(crate) fn bytes(data: Bytes) -> Result<Self, Error> {
         if data.is_empty() {
             return Err(Error::Empty);
@@ -215,6 +221,35 @@ mod tests {
         assert!(matches!(Batch::json(b"\"\xff\""), Err(Error::Json(_))), "UTF-8");
         assert!(matches!(Batch::json(b"[\"\xff\"]"), Err(Error::Json(_))), "UTF-8 in an array");
         assert!(matches!(Batch::json(b" [ ] "), Err(Error::Empty)));
+    }
+
+    #[test]
+    fn a_part_is_a_copy_that_does_not_keep_the_whole() {
+        let whole = Batch::copy(&[b'x'; 1_000]).unwrap();
+        let part = whole.first(3).unwrap();
+        assert_eq!(&part.data[..], b"xxx");
+        assert!(!whole.data.as_ptr_range().contains(&part.data.as_ptr()));
+    }
+
+    #[test]
+    fn what_is_appended_in_process_is_not_kept_beyond_the_append() {
+        struct Owner(std::sync::Arc<()>);
+
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                b"a slice of something large"
+            }
+        }
+
+        let alive = std::sync::Arc::new(());
+        let comet = crate::Comet::new();
+        let channel = comet.channel("/log");
+        channel.create("text/plain").wait().unwrap();
+        channel.append(Bytes::from_owner(Owner(alive.clone())).slice(..7)).wait().unwrap();
+        let content = Bytes::from_owner(Owner(alive.clone()));
+        comet.channel("/other").create(crate::Create::new("text/plain").content(content)).wait().unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&alive), 1, "a destructor of the application's would run under a lock");
+        assert_eq!(comet.stats().history_bytes, 64 + 7 + 64 + 26);
     }
 
     #[test]

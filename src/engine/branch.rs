@@ -36,8 +36,8 @@ impl Log {
     }
 
     /// A log that begins with what another one held.
-    pub(crate) fn forked(branch: Branch, origin: Offset, now: u64) -> Self {
-        let mut log = Self::new(branch.content_type, origin, now);
+    pub(crate) fn forked(branch: Branch, now: u64) -> Self {
+        let mut log = Self::new(branch.content_type, now);
         log.floor = branch.floor;
         log.history = branch.entries.into_iter().collect();
         if let Some((mut part, _)) = branch.part {

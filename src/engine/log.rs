@@ -19,8 +19,6 @@ pub(crate) struct Log {
     pub(super) id: u64,
     pub(super) content_type: MediaType,
     pub(super) json: bool,
-    /// The fingerprint of the place that stood for "before anything" while this channel was unknown.
-    origin: u64,
     /// The position just before the first kept entry. The tail of an empty log.
     pub(super) floor: Offset,
     pub(super) history: History,
@@ -33,13 +31,12 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new(content_type: MediaType, origin: Offset, now: u64) -> Self {
+    pub(crate) fn new(content_type: MediaType, now: u64) -> Self {
         let id = fastrand::u64(1..);
         Self {
             id,
             json: is_json(&content_type),
             content_type,
-            origin: origin.fingerprint(),
             floor: Offset::new(0, id),
             history: History::new(),
             closed: false,
@@ -214,13 +211,11 @@ impl Log {
 
     /// The index of the first entry after `offset`, if everything after it is still held.
     fn locate(&self, offset: Offset) -> Result<usize, Reason> {
-        let untrimmed = self.floor.position() == 0;
-        let at_origin = offset == Offset::new(0, self.origin);
-        if offset == self.floor || (at_origin && untrimmed) {
+        if offset == self.floor {
             return Ok(0);
         }
         let alike = if self.replica { replica::SHARED } else { !0 };
-        let ours = (offset.fingerprint() ^ self.id) & alike == 0 || at_origin;
+        let ours = (offset.fingerprint() ^ self.id) & alike == 0;
         match offset.position().checked_sub(self.floor.position()) {
             // Below the floor, where the fingerprints of the entries are no longer known.
             None | Some(0) if ours => Err(Reason::Trimmed),

@@ -87,12 +87,12 @@ impl Iterator for Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Batch, Log, Offset, Retention, Start};
+    use crate::engine::{Batch, Log, Retention, Start};
     use proptest::prelude::*;
 
     /// A log of appends of these sizes.
     fn log(sizes: &[usize], json: bool) -> Log {
-        let mut log = Log::new(if json { "application/json" } else { "text/plain" }.into(), Offset::ZERO, 0);
+        let mut log = Log::new(if json { "application/json" } else { "text/plain" }.into(), 0);
         for size in sizes {
             let text = "x".repeat(*size);
             let batch = if json { Batch::value(&text) } else { Batch::bytes((text + "y").into()) }.unwrap();

@@ -140,7 +140,7 @@ pub(crate) struct Page {
     pub(crate) log: u64,
     pub(crate) closed: bool,
     /// What stood for its tail when nobody had made it.
-    pub(crate) origin: Offset,
+    pub(crate) absent_tail: Offset,
     pub(crate) tail: Offset,
     /// How many appends are kept.
     pub(crate) kept: usize,

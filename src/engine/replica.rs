@@ -10,7 +10,7 @@ pub(super) const SHARED: u64 = !0 << 32;
 impl Log {
     /// A log that begins where a page begins.
     pub(crate) fn replica(page: Page, now: u64) -> Self {
-        let mut log = Self::new(page.content_type.clone(), page.origin, now);
+        let mut log = Self::new(page.content_type.clone(), now);
         log.id = page.log;
         log.replica = true;
         log.floor = page.after;

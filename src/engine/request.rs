@@ -23,6 +23,8 @@ pub(crate) struct Append<'a> {
     pub(crate) seq: Option<&'a str>,
     /// Which message of which producer this is.
     pub(crate) stamp: Option<&'a Stamp>,
+    /// Part of a broadcast: a channel that it creates is for the waiters on that name alone.
+    pub(crate) broadcast: bool,
 }
 
 /// An append that was made, now or before.

@@ -82,12 +82,13 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
         close: asked.close,
         seq: asked.seq.as_deref(),
         stamp: asked.stamp.as_ref(),
+        broadcast: false,
     };
     match registry.append_anywhere(name, append).await {
         Ok(done) => Ok(appended(&done, content)),
         Err(Error::Closed) => {
             let end = registry.peek_anywhere(name).await?.map(|channel| channel.tail);
-            Err(Problem::closed(end.unwrap_or_else(|| registry.origin(name))))
+            Err(Problem::closed(end.unwrap_or_else(|| registry.absent_tail(name))))
         }
         Err(error) => Err(error.into()),
     }

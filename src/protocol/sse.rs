@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
+use pin_project_lite::pin_project;
 use std::{
     num::NonZeroU32,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -11,7 +13,7 @@ use std::{
 
 use super::{
     Answer, Payload, Target, cursor,
-    deadline::{after, deadline},
+    deadline::deadline,
     event::{Control, Event},
     headers,
     problem::Problem,
@@ -39,7 +41,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
     wait.admit()?;
-    let mut answer = Response::new(Payload::Events(Box::new(EventStream {
+    let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
         wait,
         route: Arc::clone(&target.route),
         base64,
@@ -47,7 +49,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         event: None,
         told: false,
         finished: false,
-        beat: after(target.registry.now(), BEAT),
+        beat: target.registry.now() + BEAT,
         end: deadline(&target.registry, LIFE),
     })));
     let map = answer.headers_mut();
@@ -63,71 +65,75 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     Ok(answer)
 }
 
-/// A reader of an event stream. It holds a place in the log and one piece of it at most: how slow its client is
-/// costs the channel nothing.
-pub(crate) struct EventStream {
-    wait: Wait,
-    route: Arc<Route>,
-    base64: bool,
-    cursor: Option<NonZeroU32>,
-    /// What is being written.
-    event: Option<Event>,
-    /// The client knows where the tail is.
-    told: bool,
-    finished: bool,
-    /// When the silence has lasted too long.
-    beat: u64,
-    end: u64,
+pin_project! {
+    /// A reader of an event stream. It holds an offset and one piece of the log at most: a slow client costs the channel
+    /// nothing.
+    pub(crate) struct EventStream {
+        #[pin]
+        wait: Wait,
+        route: Arc<Route>,
+        base64: bool,
+        cursor: Option<NonZeroU32>,
+        // What is being written.
+        event: Option<Event>,
+        // The client knows where the tail is.
+        told: bool,
+        finished: bool,
+        // When the silence has lasted too long.
+        beat: u64,
+        end: u64,
+    }
 }
 
 impl EventStream {
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let now = self.wait.registry().now();
-        if let Some(frame) = self.event.as_mut().and_then(Iterator::next) {
-            self.beat = after(now, BEAT);
+    pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut this = self.project();
+        let now = this.wait.registry().now();
+        if let Some(frame) = this.event.as_mut().and_then(Iterator::next) {
+            *this.beat = now + BEAT;
             return Poll::Ready(Some(frame));
         }
-        self.event = None;
-        if self.finished {
+        *this.event = None;
+        if *this.finished {
             return Poll::Ready(None);
         }
-        let over = self.end <= now;
-        let polled = self.wait.poll(cx, self.end.min(self.beat), self.route.max_chunk.min(EVENT));
+        let over = *this.end <= now;
+        let polled = this.wait.as_mut().poll(cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))
-                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != self.base64) =>
+                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
             {
-                self.finished = true;
+                *this.finished = true;
                 return Poll::Ready(None);
             }
             Poll::Ready(Ended::Read(reading)) => {
-                self.wait.go_on(&reading);
+                this.wait.as_mut().go_on(&reading);
                 // Who is behind all the time would never see a quiet moment to end in.
-                self.finished = reading.closed || over;
-                self.told = reading.up_to_date;
-                Event::of(reading, self.cursor, self.base64)
+                *this.finished = reading.closed || over;
+                *this.told = reading.up_to_date;
+                Event::of(reading, *this.cursor, *this.base64)
             }
             // Even if it is over at once: who asked for "now" comes back to there, and misses nothing.
-            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !self.told => {
-                self.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
-                self.told = true;
-                let cursor = Some(cursor::next(self.cursor));
-                Event::control(Control { next: self.wait.after(), cursor, up_to_date: true })
+            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !*this.told => {
+                *this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
+                *this.told = true;
+                let cursor = Some(cursor::next(*this.cursor));
+                Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
             }
             Poll::Ready(Ended::TimedOut(_)) if !over => {
-                self.beat = after(now, BEAT);
+                *this.beat = now + BEAT;
                 return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
             }
             // The client comes back, and is told then.
             Poll::Ready(_) => {
-                self.finished = true;
+                *this.finished = true;
                 return Poll::Ready(None);
             }
             Poll::Pending => return Poll::Pending,
         };
-        self.beat = after(now, BEAT);
-        Poll::Ready(self.event.insert(event).next())
+        *this.beat = now + BEAT;
+        Poll::Ready(this.event.insert(event).next())
     }
 }
 

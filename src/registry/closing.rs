@@ -9,9 +9,11 @@ use std::{
 
 use super::{
     Registry,
-    waiters::{Key, Waiters},
+    map::Walk,
+    slice::sliced,
+    waiters::{Key, Waiters, Woken},
 };
-use crate::sync::{AtomicU8, Mutex};
+use crate::sync::{AtomicU8, Mutex, assert_unlocked};
 
 const OPEN: u8 = 0;
 /// Nothing begins to wait; who waits already stays.
@@ -47,7 +49,7 @@ impl Registry {
         self.closing.phase.fetch_max(DRAINING, Ordering::AcqRel);
     }
 
-    /// Ends all waits.
+    /// Ends all waits, on this thread.
     ///
     /// The phase is set before the first list is taken. A wait reads the phase under its channel's
     /// lock: either it parked before that lock was taken here, and is on the list, or it locks
@@ -60,18 +62,53 @@ impl Registry {
         }
     }
 
-    /// Ends up to `most` waits, and says how many.
-    pub(crate) fn release(&self, most: usize) -> usize {
-        let mut released = 0;
-        for entry in self.map.entries() {
-            if released == most {
-                break;
+    /// [`close`](Self::close), with other tasks running in between.
+    pub(crate) async fn close_sliced(&self) {
+        self.closing.phase.store(CLOSED, Ordering::Release);
+        let (mut walk, mut woken) = (Walk::default(), Woken::nobody());
+        sliced(|slice| {
+            loop {
+                if !woken.wake_some(slice) {
+                    return false;
+                }
+                let Some(entry) = self.map.next(&mut walk) else { return true };
+                woken = entry.lock().waiters.take();
+                if slice.step() {
+                    return false;
+                }
             }
-            let woken = entry.lock().waiters.release(most - released);
-            released += woken.len();
-            woken.wake();
-        }
-        released
+        })
+        .await;
+    }
+
+    /// Ends up to `most` waits, going on where the walk has come to, and round once at most. Other tasks run in between.
+    pub(crate) async fn release(&self, walk: &mut Walk, most: usize) {
+        let (mut left, mut ends, mut woken) = (most, 0, Woken::nobody());
+        sliced(|slice| {
+            loop {
+                if !woken.wake_some(slice) {
+                    return false;
+                }
+                if left == 0 {
+                    return true;
+                }
+                match self.map.next(walk) {
+                    Some(entry) => {
+                        woken = entry.lock().waiters.release(left);
+                        left -= woken.len();
+                    }
+                    None if ends == 1 => return true,
+                    None => {
+                        ends += 1;
+                        *walk = Walk::default();
+                    }
+                }
+                if slice.step() {
+                    return false;
+                }
+            }
+        })
+        .await;
     }
 
     pub(super) fn nobody_waits(&self) {
@@ -93,6 +130,7 @@ impl Drained {
 
     fn leave(&mut self) {
         let waker = self.key.take().and_then(|key| self.registry.closing.watchers.lock().remove(key));
+        assert_unlocked();
         drop(waker);
     }
 }
@@ -102,14 +140,14 @@ impl Future for Drained {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.leave();
-        let registry = self.registry.clone();
+        let (registry, waker) = (self.registry.clone(), cx.waker().clone());
         // The count is read under the lock that the last to leave takes after counting itself out:
         // it either is counted out here already, or finds this waker.
         let mut watchers = registry.closing.watchers.lock();
         if registry.usage.waits() == 0 {
             return Poll::Ready(());
         }
-        self.key = Some(watchers.park(cx.waker().clone()));
+        self.key = Some(watchers.park(waker));
         Poll::Pending
     }
 }

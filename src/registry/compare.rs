@@ -7,6 +7,7 @@ use super::{
     entry::{Entry, State},
     follow::Stage,
     hold::touch,
+    waiters::Woken,
 };
 use crate::{
     Error,
@@ -28,17 +29,28 @@ impl Registry {
         let seen = remote.compare(&held).await.unwrap_or_default();
         let seen = seen.into_iter().chain(repeat(Seen::Other));
         for ((entry, held), seen) in entries.iter().zip(&held).zip(seen) {
-            let mut state = entry.lock();
-            let (tail, now) = (self::held(entry.name(), &state).tail, self.now());
-            let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Reading) else { continue };
-            follow.note_check(now);
-            // From here on nobody else reads it, or this does.
-            follow.busy = false;
-            if seen != Seen::Same || tail != held.tail || !self.go_live(state, false, true) {
+            let Some((live, woken)) = self.confirm_one(entry, held, seen) else { continue };
+            woken.spread().await;
+            if !live {
                 to_read.push(entry.clone());
             }
         }
         to_read
+    }
+
+    /// Makes a channel live if its log is what was compared, and still is. Returns whether it is live, and the tasks to be woken
+    /// for that; `None` if it was not to be confirmed any more.
+    fn confirm_one(&self, entry: &Entry, held: &Held<'_>, seen: Seen) -> Option<(bool, Woken)> {
+        let mut state = entry.lock();
+        let (tail, now) = (self::held(entry.name(), &state).tail, self.now());
+        let follow = state.follow.as_mut().filter(|follow| follow.stage == Stage::Reading)?;
+        follow.note_check(now);
+        // From here on nothing else reads it, or this does.
+        follow.busy = false;
+        if seen == Seen::Same && tail == held.tail {
+            return Some(self.go_live(&mut state, false, true));
+        }
+        Some((false, Woken::nobody()))
     }
 
     /// Compares what is held of channels with their logs: they have gone on, or back, without a word if somebody has meddled with
@@ -60,7 +72,9 @@ impl Registry {
                     Seen::Other => false,
                 };
                 if !same {
-                    self.doubt(entry, &mut state);
+                    let tender = self.doubt(entry, &mut state);
+                    drop(state);
+                    tender.wake();
                 }
             }
         }
@@ -82,17 +96,19 @@ impl Registry {
                 // What was heard meanwhile may have gone beyond it.
                 kept.log.has(page.tail) != Some(false) && (kept.log.is_closed() || !page.closed)
             }
-            (Found::Nothing(origin), None) => *origin == state.origin_elsewhere(),
+            (Found::Nothing(absent_tail), None) => *absent_tail == state.remote_absent_tail(),
             _ => false,
         };
         if !same {
-            self.doubt(entry, &mut state);
+            let tender = self.doubt(entry, &mut state);
+            drop(state);
+            tender.wake();
         }
     }
 }
 
 fn held<'a>(name: &'a str, state: &State) -> Held<'a> {
     let (made, closed) = (state.log.is_some(), state.log.as_ref().is_some_and(|kept| kept.log.is_closed()));
-    let tail = state.known_tail().unwrap_or_else(|| state.origin_elsewhere());
+    let tail = state.known_tail().unwrap_or_else(|| state.remote_absent_tail());
     Held { name, tail, made, closed, touch: touch(state) }
 }

@@ -5,25 +5,24 @@ use std::sync::Arc;
 use super::{
     Created, Creation, Fork, Lifetime, Registry,
     entry::{Entry, Kept, Origin, Parent, State},
-    origin::Bucket,
     waiters::Woken,
 };
 use crate::{
     Error,
-    engine::{Batch, Branch, Log, MediaType, Offset, Start, check_media_type, same_type},
+    engine::{Batch, Branch, Log, MediaType, Start, check_media_type, same_type},
 };
 
 impl Registry {
     /// Makes a channel that stays until it is deleted or its lifetime is over. One that is there already must have been
     /// created in the same way; its content is not compared, and nothing is appended to it.
-    pub(crate) fn create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+    pub(crate) fn create(&self, name: &str, creation: &Creation) -> Result<(Created, Woken), Error> {
         self.check_name(name)?;
         if let Some(content_type) = &creation.content_type {
             check_media_type(content_type)?;
         }
         // Compared before the source is asked for, which may be gone by now.
         if let Some(found) = self.created(name, creation)? {
-            return Ok(found);
+            return Ok((found, Woken::nobody()));
         }
         let source = creation.fork.as_ref().map(|fork| self.source(fork)).transpose()?;
         let content_type = content_type(creation, source.as_ref())?;
@@ -33,14 +32,18 @@ impl Registry {
         }
         let inherited = source.as_ref().map(|source| source.lifetime);
         let lifetime = creation.lifetime.or(inherited).unwrap_or_default();
-        let created = self.change(name, |entry, state, now| {
-            if let Some(kept) = self.living(state, now) {
-                return kept.compare(creation).map(|found| (found, Woken::nobody()));
+        self.change(name, |entry, state, now| {
+            if let Some(kept) = self.living(entry, state, now) {
+                kept.compare(creation)?;
+                self.keep_transient(kept, entry, now)?;
+                kept.explicit = true;
+                return Ok((kept.describe(), Woken::nobody()));
             }
-            let kept = self.make(entry, state, now, |origin| match &source {
-                Some(source) => Log::forked(source.branch.clone(), origin, now),
-                None => Log::new(content_type.clone(), origin, now),
-            })?;
+            let log = match &source {
+                Some(source) => Log::forked(source.branch.clone(), now),
+                None => Log::new(content_type.clone(), now),
+            };
+            let kept = self.make(entry, state, false, now, log)?;
             kept.explicit = true;
             kept.set_lifetime(lifetime, self.end_of(lifetime));
             self.add(kept, &mut content, now)?;
@@ -51,20 +54,23 @@ impl Registry {
                 source.parent.keep();
                 kept.special_mut().origin = Some(Origin { fork: fork.clone(), parent: source.parent.parent() });
             }
-            self.requeue(kept, entry);
+            self.requeue(kept, entry, now);
             let created = Created { fresh: true, ..kept.describe() };
             Ok((created, state.waiters.take()))
-        });
-        drop(source);
-        self.settle();
-        created
+        })
     }
 
-    /// The channel, if it is there, created in this way.
+    /// The channel, if it exists and was created in this way.
     fn created(&self, name: &str, creation: &Creation) -> Result<Option<Created>, Error> {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
-        self.visit(&entry, |state| match self.living(state, self.now()) {
-            Some(kept) => kept.compare(creation).map(Some),
+        self.visit(&entry, |state| match self.living(&entry, state, self.now()) {
+            // That a broadcast created it is for the change to see to.
+            Some(kept) if kept.transient => kept.compare(creation).map(|()| None),
+            Some(kept) => {
+                kept.compare(creation)?;
+                kept.explicit = true;
+                Ok(Some(kept.describe()))
+            }
             None => Ok(None),
         })
     }
@@ -74,18 +80,21 @@ impl Registry {
         &self,
         entry: &Arc<Entry>,
         state: &'a mut State,
+        transient: bool,
         now: u64,
-        log: impl FnOnce(Offset) -> Log,
+        log: Log,
     ) -> Result<&'a mut Kept, Error> {
-        self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
-        let bucket = Bucket::of(self.map.hash(entry.name()));
-        let log = log(self.origins.of(bucket));
+        if transient {
+            self.usage.admit_transient(&self.limits).map_err(Error::Full)?;
+        } else {
+            self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
+        }
         if let Err(limit) = self.usage.admit_history(&self.limits, log.cost(), 0) {
-            self.usage.leave_channel();
+            self.usage.leave_channel(transient);
             return Err(Error::Full(limit));
         }
-        let kept = state.log.insert(Kept::new(log, bucket, now));
-        self.queue(kept, entry);
+        let kept = state.log.insert(Kept::new(log, transient, now));
+        self.queue(kept, entry, now);
         Ok(kept)
     }
 
@@ -93,11 +102,12 @@ impl Registry {
     fn source(&self, fork: &Fork) -> Result<Source<'_>, Error> {
         let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
         let source = self.visit(&entry, |state| {
-            let kept = self.living(state, self.now()).ok_or(Error::Unknown)?;
+            let at = self.resolve(&entry, state, fork.at.unwrap_or(Start::Tail));
+            let kept = self.living(&entry, state, self.now()).ok_or(Error::Unknown)?;
             if kept.is_buried() {
                 return Err(Error::Conflict);
             }
-            let branch = kept.log.branch(fork.at.unwrap_or(Start::Tail), fork.part)?;
+            let branch = kept.log.branch(at, fork.part)?;
             kept.special_mut().forks += 1;
             let parent = Parent { entry: entry.clone(), log: kept.log.id() };
             let parent = Counted { registry: self, parent, kept: false.into() };
@@ -156,7 +166,7 @@ impl Kept {
     }
 
     /// Whether it was created like this: the type, the lifetime, whether it is closed now, and what it is a fork of.
-    fn compare(&mut self, creation: &Creation) -> Result<Created, Error> {
+    fn compare(&self, creation: &Creation) -> Result<(), Error> {
         let special = self.special();
         let same = !special.buried
             && creation.content_type.as_ref().is_none_or(|said| same_type(said, self.log.content_type()))
@@ -167,10 +177,6 @@ impl Kept {
                 })
             && creation.closed == self.log.is_closed()
             && creation.fork.as_ref() == special.origin.as_ref().map(|origin| &origin.fork);
-        if !same {
-            return Err(Error::Conflict);
-        }
-        self.explicit = true;
-        Ok(self.describe())
+        if same { Ok(()) } else { Err(Error::Conflict) }
     }
 }

@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::{
     Registry,
-    entry::{Kept, Parent, State},
+    entry::{Entry, Parent, State},
+    expiry::STEP,
+    slice::Slice,
+    waiters::Woken,
 };
 use crate::{
     Error,
@@ -13,68 +16,83 @@ use crate::{
 };
 
 impl Registry {
-    /// Deletes a channel with all that it holds, and lets whoever waits know. Returns where it ended.
+    /// Deletes a channel with all that it holds, and returns where it ended, and the waiters to be woken.
     ///
     /// While it has forks its name stays taken; they have what they inherited.
-    pub(crate) fn delete(&self, name: &str) -> Result<Offset, Error> {
+    pub(crate) fn delete(&self, name: &str) -> Result<(Offset, Woken), Error> {
         self.check_name(name)?;
-        let deleted = self.change(name, |_, state, now| {
-            let kept = self.living(state, now).ok_or(Error::Unknown)?;
+        self.change(name, |entry, state, now| {
+            let kept = self.living(entry, state, now).ok_or(Error::Unknown)?;
             if kept.is_buried() {
                 return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
             }
             let tail = kept.log.tail();
-            self.bury(state);
+            self.bury(entry, state);
             Ok((tail, state.waiters.take()))
-        });
-        self.settle();
-        deleted
+        })
     }
 
     /// Takes a log out of its channel, or, if it has forks, what it holds out of the log.
-    pub(super) fn bury(&self, state: &mut State) {
+    pub(super) fn bury(&self, entry: &Entry, state: &mut State) {
         match &mut state.log {
             Some(kept) if kept.special().forks > 0 => {
                 kept.special_mut().buried = true;
                 self.unqueue(kept);
                 self.usage.leave_history(kept.log.clear());
             }
-            _ => drop(self.forget(state)),
+            _ => _ = self.forget(entry, state),
         }
     }
 
-    /// Takes a log out of its channel.
-    pub(super) fn forget(&self, state: &mut State) -> Option<Kept> {
-        let mut kept = state.log.take()?;
+    /// Takes a log out of its channel, and returns whether there was one.
+    pub(super) fn forget(&self, entry: &Entry, state: &mut State) -> bool {
+        let Some(mut kept) = state.log.take() else { return false };
         self.unqueue(&mut kept);
         self.usage.leave_history(kept.log.cost());
-        self.usage.leave_channel();
-        if kept.log.tail().position() > 0 || kept.log.is_closed() {
-            // Whoever has been away since before all that is to be told.
-            self.origins.forget(kept.bucket);
+        self.usage.leave_channel(kept.transient);
+        if self.remote.is_none() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
+            // A client that has been away since before all that must be told.
+            state.since = self.endings.note(self.map.hash(entry.name()));
         }
         if let Some(origin) = &kept.special().origin {
             self.orphans.push(origin.parent.clone());
         }
-        Some(kept)
+        true
     }
 
-    /// Tells the parents of forks that are gone, with no lock held; the last fork of a deleted
-    /// channel takes it along, and so on upwards.
-    pub(super) fn settle(&self) {
+    /// Counts forks that have ended at the channels that they were forked from. The last fork of a deleted channel ends that
+    /// too, and so on upwards. Returns whether none is left to be counted.
+    ///
+    /// No operation depends on it but the memory that tombstones take: what is left is done by the next one.
+    pub(super) fn settle(&self, slice: &mut Slice) -> bool {
         while let Some(parent) = self.orphans.pop() {
-            let mut state = parent.entry.lock();
-            let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == parent.log) else { continue };
-            let special = kept.special_mut();
-            special.forks -= 1;
-            if special.buried && special.forks == 0 {
-                self.forget(&mut state);
+            self.settle_one(&parent);
+            if slice.step() {
+                return self.orphans.is_empty();
             }
-            let vacant = state.is_vacant();
-            drop(state);
-            if vacant {
-                self.map.vacate(&parent.entry);
-            }
+        }
+        true
+    }
+
+    fn settle_one(&self, parent: &Parent) {
+        let mut state = parent.entry.lock();
+        let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == parent.log) else { return };
+        let special = kept.special_mut();
+        special.forks -= 1;
+        if special.buried && special.forks == 0 {
+            self.forget(&parent.entry, &mut state);
+        }
+        let vacant = state.is_vacant();
+        drop(state);
+        if vacant {
+            self.map.vacate(&parent.entry);
+        }
+    }
+
+    /// Counts the forks that ended last, one or two: every operation does as much.
+    pub(super) fn settle_some(&self) {
+        for parent in (0..STEP).map_while(|_| self.orphans.pop()) {
+            self.settle_one(&parent);
         }
     }
 }
@@ -93,6 +111,10 @@ impl Orphans {
     pub(super) fn push(&self, parent: Parent) {
         self.parents.lock().push(parent);
         self.any.store(true, Relaxed);
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.any.load(Relaxed)
     }
 
     fn pop(&self) -> Option<Parent> {

@@ -2,10 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Fork, Lifetime, expiry::Ticket, follow::Follow, origin::Bucket, waiters::Crowd};
+use super::{Fork, Lifetime, expiry::Ticket, follow::Follow, waiters::Crowd};
 use crate::{
     engine::{Log, Offset},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, Rank},
 };
 
 pub(super) struct Entry {
@@ -13,13 +13,15 @@ pub(super) struct Entry {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 pub(super) struct State {
     /// What was appended; `None` while nobody has made the channel.
     pub(super) log: Option<Kept>,
     pub(super) waiters: Crowd,
     /// Whether what is published elsewhere is heard here.
     pub(super) follow: Option<Box<Follow>>,
+    /// The number of an ending after which no channel of this name has ended: see [`Endings`](super::absent::Endings). Unused
+    /// with a remote engine.
+    pub(super) since: u64,
     /// Out of the map: whoever still finds this entry looks its name up again.
     pub(super) vacated: bool,
 }
@@ -32,7 +34,9 @@ pub(super) struct Kept {
     /// Its place in the queue of expiries.
     pub(super) due: Option<Ticket>,
     special: Option<Box<Special>>,
-    pub(super) bucket: Bucket,
+    /// Created by a broadcast for waiters on a name without a channel: it expires soon after its last reader, and is evicted
+    /// before another channel is refused. Anything else that is written to it makes it a channel like any other.
+    pub(super) transient: bool,
     /// Created by name rather than by an append: it stays until it is deleted.
     pub(super) explicit: bool,
 }
@@ -54,8 +58,8 @@ impl Special {
 }
 
 impl Kept {
-    pub(super) fn new(log: Log, bucket: Bucket, now: u64) -> Self {
-        Self { log, touched: now, due: None, special: None, bucket, explicit: false }
+    pub(super) fn new(log: Log, transient: bool, now: u64) -> Self {
+        Self { log, touched: now, due: None, special: None, transient, explicit: false }
     }
 
     pub(super) fn special(&self) -> &Special {
@@ -85,9 +89,9 @@ impl State {
         self.log.as_ref().map(|kept| kept.log.tail())
     }
 
-    /// What stands for the tail of a channel that nobody has made, as far as is known here: the engine is asked by who goes by it.
-    pub(super) fn origin_elsewhere(&self) -> Offset {
-        self.follow.as_ref().map_or(Offset::ZERO, |follow| follow.origin)
+    /// The absent tail that a remote engine reported last. It may have changed since: the engine decides.
+    pub(super) fn remote_absent_tail(&self) -> Offset {
+        self.follow.as_ref().map_or(Offset::ZERO, |follow| follow.absent_tail)
     }
 }
 
@@ -105,8 +109,11 @@ pub(super) struct Parent {
 }
 
 impl Entry {
-    pub(super) fn new(name: &str) -> Self {
-        Self { name: name.into(), state: Mutex::new(State::default()) }
+    /// `since` is that of [`State`].
+    pub(super) fn new(name: &str, since: u64) -> Self {
+        let (waiters, log, follow) = (Crowd::default(), None, None);
+        let state = State { log, waiters, follow, since, vacated: false };
+        Self { name: name.into(), state: Mutex::ranked(Rank::Channel, state) }
     }
 
     pub(super) fn name(&self) -> &str {

@@ -11,17 +11,21 @@ use std::{
 
 use super::{
     Registry,
-    entry::{Entry, Kept},
+    entry::{Entry, Kept, State},
     millis,
+    slice::Slice,
 };
-use crate::sync::Mutex;
+use crate::{
+    Error,
+    sync::{Mutex, MutexGuard},
+};
 
 /// How long an empty channel is remembered after its last reader. A long-poll client is back within
 /// milliseconds, a telephone in a tunnel within a minute; both should find the log that they know.
 const LINGER: u64 = 60_000;
 
 /// How many channels one operation looks after.
-const STEP: usize = 2;
+pub(super) const STEP: usize = 2;
 
 /// The logs by the time when they are worth a look. Each log is in here at most once.
 pub(super) struct Expiries {
@@ -76,8 +80,12 @@ impl Expiries {
         self.note_first(&queue);
     }
 
+    fn is_due(&self, now: u64) -> bool {
+        self.first.load(Relaxed) <= now
+    }
+
     fn pop_due(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
-        if self.first.load(Relaxed) > now {
+        if !self.is_due(now) {
             return None;
         }
         let mut queue = self.queue.lock();
@@ -93,49 +101,68 @@ impl Expiries {
 }
 
 impl Registry {
-    /// Looks after the next few channels that are due.
+    /// Looks after the next few channels that are due, and the forks that ended: every operation does as much.
     pub(super) fn step(&self, now: u64) {
-        self.settle();
-        self.look_after(now, STEP);
-    }
-
-    /// Looks after all channels that are due, before something is refused for want of room.
-    pub(super) fn sweep(&self, now: u64) {
-        self.look_after(now, usize::MAX);
-        self.settle();
-    }
-
-    fn look_after(&self, now: u64, most: usize) {
-        for _ in 0..most {
-            let Some((ticket, entry)) = self.expiries.pop_due(now) else { return };
-            if let Some(entry) = entry.upgrade() {
-                self.look_after_one(&entry, ticket, now);
+        self.settle_some();
+        for queue in [&self.expiries, &self.transients] {
+            for (ticket, entry) in (0..STEP).map_while(|_| queue.pop_due(now)) {
+                self.look_after(&entry, ticket, now);
             }
         }
     }
 
-    fn look_after_one(&self, entry: &Arc<Entry>, ticket: Ticket, now: u64) {
+    /// Evicts channels that have expired, and then transient ones, until one was or the slice is over: before something is
+    /// refused for lack of room. Returns whether to try again.
+    ///
+    /// It ends: what stays in the queue is due later than `now`.
+    pub(super) fn make_room(&self, now: u64, slice: &mut Slice) -> bool {
+        while let Some((ticket, entry)) = self.expiries.pop_due(now) {
+            let evicted = self.look_after(&entry, ticket, now);
+            if slice.step() {
+                return false;
+            }
+            if evicted {
+                return true;
+            }
+        }
+        self.settle(slice) && self.evict_transient(now)
+    }
+
+    /// Whether [`make_room`](Self::make_room) has not come to its end, for this time.
+    pub(crate) fn may_have_room(&self, now: u64) -> bool {
+        self.expiries.is_due(now)
+    }
+
+    /// Looks after a channel that is due, and returns whether that has freed something.
+    fn look_after(&self, entry: &Weak<Entry>, ticket: Ticket, now: u64) -> bool {
+        let Some(entry) = entry.upgrade() else { return false };
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
-        // It may have been deleted, and made anew, since its turn came.
-        let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { return };
+        // It may have been deleted, and created again, since its turn came.
+        let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { return false };
         kept.due = None;
         let over = kept.is_over(waited_on, now);
         if waited_on {
             kept.touched = now;
         }
-        self.expire(kept, now);
+        let freed = self.expire(kept, now);
         let forgotten = !kept.explicit && self.forgotten_at(kept).is_some_and(|at| at <= now);
         if !over && !forgotten {
-            self.queue(kept, entry);
-            return;
+            self.queue(kept, &entry, now);
+            return freed;
         }
         if over {
-            self.bury(&mut state);
+            self.bury(&entry, &mut state);
         } else {
-            // Nobody has deleted it: its name is free, whatever forks it has.
-            self.forget(&mut state);
+            // It was not deleted: its name is free, whatever forks it has.
+            self.forget(&entry, &mut state);
         }
+        self.leave_evicted(&entry, state);
+        true
+    }
+
+    /// Wakes the waiters of a channel that was evicted, and takes it out of the map.
+    fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, State>) {
         let woken = state.waiters.take();
         let vacant = state.is_vacant();
         drop(state);
@@ -145,37 +172,90 @@ impl Registry {
         }
     }
 
-    /// Lets go of what has aged out of a log.
-    pub(super) fn expire(&self, kept: &mut Kept, now: u64) {
-        if let Some(oldest) = self.retention.age.and_then(|age| now.checked_sub(millis(age))) {
-            self.usage.leave_history(kept.log.expire(oldest));
+    /// Evicts the transient channel that expires first, of those that no request holds.
+    pub(super) fn evict_transient(&self, now: u64) -> bool {
+        /// Those that are held have waiters who were woken a moment ago.
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            let Some((ticket, entry)) = self.transients.pop_due(u64::MAX) else { return false };
+            let Some(entry) = entry.upgrade() else { continue };
+            let mut state = entry.lock();
+            let waited_on = state.waiters.len() > 0;
+            let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { continue };
+            kept.due = None;
+            // A wait holds its entry until it has read: beside it are the map and this function.
+            if waited_on || Arc::strong_count(&entry) > 2 {
+                kept.touched = now;
+                self.queue(kept, &entry, now);
+                continue;
+            }
+            self.forget(&entry, &mut state);
+            self.leave_evicted(&entry, state);
+            return true;
         }
+        false
     }
 
-    /// Queues a log, unless it is, for when there may be something to let go.
-    pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>) {
+    /// Evicts what the map holds beyond its limit for the sake of broadcasts. Returns whether that is done.
+    pub(super) fn evict_surplus(&self, slice: &mut Slice) -> bool {
+        while self.usage.has_surplus(&self.limits) && self.evict_transient(self.now()) {
+            if slice.step() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Drops what is too old from a log, and returns whether there was something.
+    pub(super) fn expire(&self, kept: &mut Kept, now: u64) -> bool {
+        let oldest = self.retention.age.and_then(|age| now.checked_sub(millis(age)));
+        let freed = oldest.map_or(0, |oldest| kept.log.expire(oldest));
+        self.usage.leave_history(freed);
+        freed > 0
+    }
+
+    /// Queues a log, unless it is queued, for when it may have to be evicted or shortened: never for `now` or before, so that a
+    /// walk over what is due comes to an end.
+    pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
         if kept.due.is_some() || kept.is_buried() {
             return;
         }
         if let Some(due) = self.due(kept) {
-            kept.due = Some(self.expiries.insert(due, Arc::downgrade(entry)));
+            let due = due.max(now.saturating_add(1));
+            kept.due = Some(self.queue_of(kept).insert(due, Arc::downgrade(entry)));
         }
     }
 
-    /// Queues a log that is to live for another time than it was queued for.
-    pub(super) fn requeue(&self, kept: &mut Kept, entry: &Arc<Entry>) {
+    /// Queues a log whose lifetime has changed since it was queued.
+    pub(super) fn requeue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
         self.unqueue(kept);
-        self.queue(kept, entry);
+        self.queue(kept, entry, now);
     }
 
     pub(super) fn unqueue(&self, kept: &mut Kept) {
         if let Some(ticket) = kept.due.take() {
-            self.expiries.remove(ticket);
+            self.queue_of(kept).remove(ticket);
         }
     }
 
-    /// When there will be something to let go: what the log holds now has aged out; a log that nobody created is
-    /// forgotten; its lifetime is over.
+    fn queue_of(&self, kept: &Kept) -> &Expiries {
+        if kept.transient { &self.transients } else { &self.expiries }
+    }
+
+    /// Makes a transient channel one like any other, if there is room for that.
+    pub(super) fn keep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) -> Result<(), Error> {
+        if kept.transient {
+            self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
+            self.usage.leave_channel(true);
+            self.unqueue(kept);
+            kept.transient = false;
+            self.queue(kept, entry, now);
+        }
+        Ok(())
+    }
+
+    /// When there will be something to evict or drop: what the log holds now is too old; a log that was not created explicitly has
+    /// expired; its lifetime is over.
     fn due(&self, kept: &Kept) -> Option<u64> {
         let aged = if kept.explicit { self.aged_at(kept.log.newest()) } else { self.forgotten_at(kept) };
         match (aged, kept.ends()) {
@@ -184,10 +264,14 @@ impl Registry {
         }
     }
 
-    /// When a log that nobody created is forgotten: all of it has aged out, and its readers should be back.
+    /// When a log that was not created explicitly expires: all of it is too old, and its readers should be back. One that a
+    /// broadcast created is not kept for longer than for its readers.
     fn forgotten_at(&self, kept: &Kept) -> Option<u64> {
-        let aged = self.aged_at(Some(kept.log.written()))?;
-        Some(aged.max(kept.touched.saturating_add(LINGER)))
+        let unread = kept.touched.saturating_add(LINGER);
+        if kept.transient {
+            return Some(unread);
+        }
+        Some(self.aged_at(Some(kept.log.written()))?.max(unread))
     }
 
     fn aged_at(&self, written: Option<u64>) -> Option<u64> {

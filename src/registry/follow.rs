@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Error, Limit,
     engine::{Notice, Offset, Remote},
-    sync::Mutex,
+    sync::{Mutex, assert_unlocked},
 };
 
 /// How often what is held of a quiet channel is compared with its log, in milliseconds.
@@ -37,8 +37,8 @@ pub(super) struct Follow {
     pub(super) pending: VecDeque<Notice>,
     /// Who needs the channel to be live, and does not wait on it.
     pub(super) joining: Waiters,
-    /// What stands for the tail while nobody has made the channel.
-    pub(super) origin: Offset,
+    /// The absent tail of the name, as the engine reported it last: also of a channel that exists.
+    pub(super) absent_tail: Offset,
     /// When somebody last waited on it or asked for it.
     pub(super) wanted: u64,
     /// When it was last read from the log, or compared with it.
@@ -67,7 +67,7 @@ impl Follow {
             unsure: true,
             pending: VecDeque::new(),
             joining: Waiters::default(),
-            origin: Offset::ZERO,
+            absent_tail: Offset::ZERO,
             wanted: now,
             checked: now,
             idle: None,
@@ -109,6 +109,11 @@ impl Asked {
     pub(super) fn nothing() -> Self {
         Self { queue: Mutex::new(AskedQueue::default()) }
     }
+
+    /// Everything that was asked for. The waker in it is not dropped under the lock.
+    pub(super) fn take(&self) -> AskedQueue {
+        std::mem::take(&mut *self.queue.lock())
+    }
 }
 
 #[derive(Default)]
@@ -124,9 +129,7 @@ impl Drop for Asked {
     /// The registry is gone, and who tends to its channels is told.
     fn drop(&mut self) {
         let tender = self.queue.lock().tender.take();
-        if let Some(tender) = tender {
-            tender.wake();
-        }
+        Woken::one(tender).wake();
     }
 }
 
@@ -139,7 +142,7 @@ impl Registry {
     /// The entry of a channel that is live here, or why it cannot be.
     pub(super) async fn followed(&self, name: &str) -> Result<Arc<Entry>, Error> {
         loop {
-            let entry = self.map.enter(name);
+            let entry = self.enter(name);
             match (Join { registry: self, entry: &entry, key: None }).await {
                 Ok(true) => return Ok(entry),
                 // Its last waiter left meanwhile.
@@ -152,12 +155,12 @@ impl Registry {
         }
     }
 
-    /// Begins to follow a channel, unless it is followed.
-    pub(super) fn follow(&self, entry: &Arc<Entry>, state: &mut State) -> Result<(), Error> {
+    /// Begins to follow a channel, unless it is followed. Returns the task to be woken for that, once the lock is released.
+    pub(super) fn follow(&self, entry: &Arc<Entry>, state: &mut State) -> Result<Woken, Error> {
         let now = self.now();
         if let Some(follow) = &mut state.follow {
             follow.wanted = now;
-            return Ok(());
+            return Ok(Woken::nobody());
         }
         if self.health.is_lost() {
             return Err(Error::Unreachable);
@@ -167,32 +170,30 @@ impl Registry {
             return Err(Error::Full(Limit::Channels));
         }
         state.follow = Some(Box::new(Follow::new(now)));
-        self.ask(|queue| queue.to_follow.push(entry.clone()));
-        Ok(())
+        Ok(self.ask(|queue| queue.to_follow.push(entry.clone())))
     }
 
-    /// Lets go of a channel, and of what is held of it.
-    pub(super) fn unfollow(&self, state: &mut State) {
-        state.follow = None;
+    /// Stops following a channel, and drops its cached entries. Returns the tasks to be woken for that.
+    pub(super) fn unfollow(&self, entry: &Entry, state: &mut State) -> Woken {
+        let joining = state.follow.take().map(|mut follow| follow.joining.take());
         self.usage.leave_followed();
-        self.forget(state);
+        self.forget(entry, state);
+        joining.unwrap_or_else(Woken::nobody)
     }
 
-    /// Has a live channel read from the log again.
-    pub(super) fn doubt(&self, entry: &Arc<Entry>, state: &mut State) {
-        let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Live) else { return };
+    /// Has a live channel read from the log again. Returns the task to be woken for that, once the lock is released.
+    pub(super) fn doubt(&self, entry: &Arc<Entry>, state: &mut State) -> Woken {
+        let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Live) else {
+            return Woken::nobody();
+        };
         follow.begin();
-        self.ask(|queue| queue.to_read.push(entry.clone()));
+        self.ask(|queue| queue.to_read.push(entry.clone()))
     }
 
-    fn ask(&self, add: impl FnOnce(&mut AskedQueue)) {
+    fn ask(&self, add: impl FnOnce(&mut AskedQueue)) -> Woken {
         let mut queue = self.asked.queue.lock();
         add(&mut queue);
-        let tender = queue.tender.take();
-        drop(queue);
-        if let Some(tender) = tender {
-            tender.wake();
-        }
+        Woken::one(queue.tender.take())
     }
 }
 
@@ -208,16 +209,19 @@ impl Future for Join<'_> {
     type Output = Result<bool, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        assert_unlocked();
         let this = &mut *self;
+        let waker = cx.waker().clone();
         // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
-        let _replaced;
+        let (_replaced, _tender);
         let mut state = this.entry.lock();
         if state.vacated {
             return Poll::Ready(Ok(false));
         }
-        if let Err(error) = this.registry.follow(this.entry, &mut state) {
-            return Poll::Ready(Err(error));
-        }
+        _tender = match this.registry.follow(this.entry, &mut state) {
+            Ok(tender) => tender,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
         let Some(follow) = &mut state.follow else { return Poll::Ready(Err(Error::Unreachable)) };
         match follow.stage {
             Stage::Live => return Poll::Ready(Ok(true)),
@@ -226,8 +230,8 @@ impl Future for Join<'_> {
         }
         let key = this.key.filter(|(number, _)| *number == follow.number).map(|(_, key)| key);
         match key.filter(|key| follow.joining.standing(*key) == Standing::Parked) {
-            Some(key) => _replaced = follow.joining.refresh(key, cx.waker()),
-            None => this.key = Some((follow.number, follow.joining.park(cx.waker().clone()))),
+            Some(key) => _replaced = follow.joining.refresh(key, waker),
+            None => this.key = Some((follow.number, follow.joining.park(waker))),
         }
         Poll::Pending
     }

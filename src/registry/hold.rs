@@ -11,14 +11,12 @@ use super::{
     follow::Stage,
     lifetime::ends_in,
     millis,
-    origin::Bucket,
     waiters::Woken,
 };
 use crate::{
     Error,
     engine::{Found, Log, Notice, Place, Remote, Start, Touch},
     faults::Rule,
-    sync::MutexGuard,
 };
 
 /// How much of a log is held, at most. Who wants more has it from the engine.
@@ -38,31 +36,27 @@ enum Taken {
 }
 
 impl Registry {
-    /// Takes in what was heard of a channel.
-    pub(super) fn hear(&self, name: &str, notice: Notice) {
-        let Some(entry) = self.map.find(name) else { return };
+    /// Takes in what was heard of a channel, and returns the tasks to be woken for that.
+    pub(super) fn hear(&self, name: &str, notice: Notice) -> Woken {
+        let Some(entry) = self.map.find(name) else { return Woken::nobody() };
         let mut state = entry.lock();
-        let Some(follow) = &mut state.follow else { return };
+        let Some(follow) = &mut state.follow else { return Woken::nobody() };
         match follow.stage {
-            Stage::Lost => return,
+            Stage::Lost => return Woken::nobody(),
             Stage::Reading => {
                 // One too many, and the oldest makes room: the newest then shows that something is missing.
                 if follow.pending.len() == PENDING {
                     follow.pending.pop_front();
                 }
                 follow.pending.push_back(notice);
-                return;
+                return Woken::nobody();
             }
             Stage::Live => {}
         }
         match self.take_in(&mut state, notice) {
-            Taken::Known => {}
+            Taken::Known => Woken::nobody(),
             Taken::Doubtful => self.doubt(&entry, &mut state),
-            Taken::Changed => {
-                let woken = state.waiters.take();
-                drop(state);
-                woken.wake();
-            }
+            Taken::Changed => state.waiters.take(),
         }
     }
 
@@ -131,72 +125,74 @@ impl Registry {
             behind = !ends;
             match read {
                 Ok(found) if !strange => {
-                    if self.put(entry, found) {
+                    let (done, woken) = self.put(entry, found);
+                    woken.spread().await;
+                    if done {
                         return;
                     }
                 }
                 _ => {
                     let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-                    joining.unwrap_or_else(Woken::nobody).wake();
-                    return;
+                    return joining.unwrap_or_else(Woken::nobody).spread().await;
                 }
             }
         }
     }
 
-    /// Puts what was read beside what is held, and says whether that is all there is.
-    fn put(&self, entry: &Arc<Entry>, found: Found) -> bool {
+    /// Puts what was read beside what is held. Returns whether that is all there is, and the tasks to be woken for it.
+    fn put(&self, entry: &Arc<Entry>, found: Found) -> (bool, Woken) {
         let now = self.now();
         let mut state = entry.lock();
         let complete = found.is_up_to_date();
         let changed = self.replace(entry, &mut state, found, now);
-        let Some(follow) = &mut state.follow else { return true };
+        let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
         follow.note_check(now);
-        self.go_live(state, changed, complete)
+        self.go_live(&mut state, changed, complete)
     }
 
-    /// Takes in what was heard while the log was read, and makes the channel live if that is all there is.
-    pub(super) fn go_live(&self, mut state: MutexGuard<'_, State>, mut changed: bool, mut complete: bool) -> bool {
-        let Some(follow) = &mut state.follow else { return true };
+    /// Takes in what was heard while the log was read, and makes the channel live if that is all there is: returns whether it is,
+    /// and the tasks to be woken for it.
+    pub(super) fn go_live(&self, state: &mut State, mut changed: bool, mut complete: bool) -> (bool, Woken) {
+        let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
         if complete {
             let pending = std::mem::take(&mut follow.pending);
             for notice in pending.into_iter().filter(|_| self.faults.keep(Rule::Drain)) {
-                match self.take_in(&mut state, notice) {
+                match self.take_in(state, notice) {
                     Taken::Known => {}
                     Taken::Changed => changed = true,
                     Taken::Doubtful => complete = false,
                 }
             }
         }
-        let mut joining = Woken::nobody();
+        let mut woken = if changed { state.waiters.take() } else { Woken::nobody() };
         if let Some(follow) = state.follow.as_mut().filter(|_| complete) {
             follow.stage = Stage::Live;
             follow.busy = false;
             follow.known = true;
-            changed |= std::mem::take(&mut follow.unsure);
-            joining = follow.joining.take();
+            let (unsure, joining) = (std::mem::take(&mut follow.unsure), follow.joining.take());
+            if unsure {
+                woken = woken.and(state.waiters.take());
+            }
+            woken = woken.and(joining);
         }
-        let woken = if changed { state.waiters.take() } else { Woken::nobody() };
-        drop(state);
-        woken.wake();
-        joining.wake();
-        complete
+        (complete, woken)
     }
 
     /// Whether that changed anything.
     fn replace(&self, entry: &Arc<Entry>, state: &mut State, found: Found, now: u64) -> bool {
         let page = match found {
             Found::Page(page) => page,
-            Found::Nothing(origin) => {
-                let moved = state.origin_elsewhere() != origin;
+            Found::Nothing(absent_tail) => {
+                let moved = state.remote_absent_tail() != absent_tail;
                 if let Some(follow) = &mut state.follow {
-                    follow.origin = origin;
+                    follow.absent_tail = absent_tail;
                 }
-                return self.forget(state).is_some() || moved;
+                return self.forget(entry, state) || moved;
             }
         };
         let until = page.left.map(|left| ends_in(left, now));
         if let Some(follow) = &mut state.follow {
+            follow.absent_tail = page.absent_tail;
             follow.idle = match page.lifetime {
                 Lifetime::Idle(window) => Some(millis(window)),
                 Lifetime::Unbounded | Lifetime::Until(_) => None,
@@ -210,12 +206,12 @@ impl Registry {
             self.shorten(kept, cost);
             return changed;
         }
-        self.forget(state);
+        self.forget(entry, state);
         // An idle channel's end is the engine's to decide: others may read it elsewhere.
         let lifetime = if until.is_some() { page.lifetime } else { Lifetime::Unbounded };
         let log = Log::replica(page, now);
         self.usage.count_channel();
-        let mut kept = Kept::new(log, Bucket::of(self.map.hash(entry.name())), now);
+        let mut kept = Kept::new(log, false, now);
         kept.set_lifetime(lifetime, until);
         kept.explicit = true;
         self.shorten(&mut kept, 0);

@@ -4,19 +4,19 @@ use std::time::{Duration, SystemTime};
 
 use super::{
     Lifetime, Registry,
-    entry::{Kept, State},
+    entry::{Entry, Kept, State},
     millis,
 };
 
 impl Registry {
-    /// The log of a channel, if there is one that lives.
+    /// The log of a channel, if there is one that has not expired.
     ///
-    /// Whoever waits on a channel that ends at a fixed time has an alarm for it, and an idle one has
-    /// nobody waiting: so nobody need be woken here.
-    pub(super) fn living<'a>(&self, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
+    /// A wait on a channel that expires at a fixed time has a timer for that, and an idle channel has no
+    /// waiters: so no waiter need be woken here.
+    pub(super) fn living<'a>(&self, entry: &Entry, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
         let waited_on = state.waiters.len() > 0;
         if state.log.as_ref().is_some_and(|kept| !kept.is_buried() && kept.is_over(waited_on, now)) {
-            self.bury(state);
+            self.bury(entry, state);
         }
         state.log.as_mut()
     }

@@ -47,6 +47,8 @@ impl Default for Limits {
 pub(crate) struct Usage {
     waits: AtomicUsize,
     channels: Counter,
+    /// Beside those: channels that broadcasts created.
+    transients: Counter,
     followed: Counter,
     history: Counter,
     appends: AtomicU64,
@@ -59,6 +61,7 @@ impl Usage {
         Self {
             waits: AtomicUsize::new(0),
             channels: Counter::new(0),
+            transients: Counter::new(0),
             followed: Counter::new(0),
             history: Counter::new(0),
             appends: AtomicU64::new(0),
@@ -73,7 +76,12 @@ impl Usage {
     }
 
     pub(crate) fn channels(&self) -> usize {
-        self.channels.load(Relaxed)
+        self.channels.load(Relaxed) + self.transients.load(Relaxed)
+    }
+
+    /// Whether transient channels are to be evicted for the sake of others.
+    pub(super) fn has_surplus(&self, limits: &Limits) -> bool {
+        self.transients.load(Relaxed) > 0 && self.channels() > limits.channels
     }
 
     pub(crate) fn history(&self) -> usize {
@@ -113,6 +121,12 @@ impl Usage {
         self.channels.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
     }
 
+    /// Counts a channel that a broadcast creates: each is for a waiter, and the limit on those is theirs.
+    pub(super) fn admit_transient(&self, limits: &Limits) -> Result<(), Limit> {
+        let admit = |transients| (transients < limits.channels.max(limits.waits)).then_some(transients + 1);
+        self.transients.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
+    }
+
     /// Counts a channel whose log is kept elsewhere.
     pub(super) fn count_channel(&self) {
         self.channels.fetch_add(1, Relaxed);
@@ -132,8 +146,9 @@ impl Usage {
         self.followed.fetch_sub(1, Relaxed);
     }
 
-    pub(super) fn leave_channel(&self) {
-        self.channels.fetch_sub(1, Relaxed);
+    pub(super) fn leave_channel(&self, transient: bool) {
+        let count = if transient { &self.transients } else { &self.channels };
+        count.fetch_sub(1, Relaxed);
     }
 
     /// Exchanges what an append lets go for what it adds.

@@ -5,6 +5,7 @@ use std::{
     collections::HashSet,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     sync::Arc,
+    vec,
 };
 
 use super::entry::Entry;
@@ -32,8 +33,9 @@ impl Map {
         self.shard(name).read().get(name).map(|named| named.0.clone())
     }
 
-    /// The entry of this name, made if need be. It may be vacated before the caller has its lock.
-    pub(super) fn enter(&self, name: &str) -> Arc<Entry> {
+    /// The entry of this name, created if there is none: see [`Entry::new`] for `since`. It may be vacated before the caller
+    /// has its lock.
+    pub(super) fn enter(&self, name: &str, since: impl FnOnce(u64) -> u64) -> Arc<Entry> {
         if let Some(entry) = self.find(name) {
             return entry;
         }
@@ -41,7 +43,7 @@ impl Map {
         if let Some(named) = shard.get(name) {
             return named.0.clone();
         }
-        let entry = Arc::new(Entry::new(name));
+        let entry = Arc::new(Entry::new(name, since(self.hash(name))));
         shard.insert(Named(entry.clone()));
         entry
     }
@@ -67,12 +69,22 @@ impl Map {
         }
     }
 
-    /// All entries, a shard at a time, so that nobody is kept from the map for long.
+    /// All entries. A walk, not a snapshot: an entry that is added or removed meanwhile may be met or not.
     pub(super) fn entries(&self) -> impl Iterator<Item = Arc<Entry>> {
-        self.shards.iter().flat_map(|shard| {
-            let entries: Vec<_> = shard.read().iter().map(|named| named.0.clone()).collect();
-            entries
-        })
+        let mut walk = Walk::default();
+        std::iter::from_fn(move || self.next(&mut walk))
+    }
+
+    /// The next entry of a walk.
+    pub(super) fn next(&self, walk: &mut Walk) -> Option<Arc<Entry>> {
+        loop {
+            if let Some(entry) = walk.entries.next() {
+                return Some(entry);
+            }
+            let shard = self.shards.get(walk.shard)?;
+            walk.shard += 1;
+            walk.entries = shard.read().iter().map(|named| named.0.clone()).collect::<Vec<_>>().into_iter();
+        }
     }
 
     /// A number that is the same for the same name, for as long as this map lives.
@@ -95,6 +107,14 @@ impl Drop for Map {
             drop(log);
         }
     }
+}
+
+/// How far a walk over all entries has come: a shard is copied at a time, so that none is locked for long, and a poll can stop
+/// in between.
+#[derive(Default)]
+pub(crate) struct Walk {
+    shard: usize,
+    entries: vec::IntoIter<Arc<Entry>>,
 }
 
 /// An entry that is looked up by its name.

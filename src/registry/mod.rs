@@ -9,7 +9,8 @@
 //! | `map` | names to channels |
 //! | `entry` | one channel: its log and its waiters, behind one lock |
 //! | `waiters` | the list of wakers |
-//! | `alarm` | waking waits when their time is over |
+//! | `timer` | waking a wait at its deadline |
+//! | `slice` | how much work one poll does before it lets other tasks run |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `closing` | ending all waits, at once or spread over time |
@@ -17,13 +18,12 @@
 //! | `compare`, `backlog` | the same: whether it is all there is, and what is to be read |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
-//! | `origin` | what stands for the tail of a channel that nobody has made |
+//! | `absent` | the offsets that stand for the tail of a channel that does not exist |
 //! | `limits` | what may grow, and how far |
 //!
-//! Locks are taken in this order, and none of them while a waker runs or is dropped: a shard of the
-//! map, a channel, the queue of expiries. That of an alarm is taken while no other is.
+//! The order of the locks, and what must not run under one, stand in [`sync`](crate::sync).
 
-mod alarm;
+mod absent;
 #[cfg(feature = "redis")]
 mod backlog;
 mod closing;
@@ -48,10 +48,11 @@ mod loom;
 mod map;
 #[cfg(all(test, not(comet_loom)))]
 mod model;
-mod origin;
 mod read;
+mod slice;
 #[cfg(feature = "redis")]
 mod tend;
+mod timer;
 mod wait;
 mod waiters;
 mod wherever;
@@ -65,7 +66,7 @@ use crate::{
     engine::{MediaType, Remote, Retention},
     faults::Faults,
 };
-use alarm::Alarms;
+use absent::Endings;
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
@@ -73,17 +74,19 @@ use expiry::Expiries;
 use follow::Asked;
 use health::Health;
 use map::Map;
-use origin::Origins;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
-pub(crate) use alarm::NEVER;
 pub(crate) use closing::Drained;
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
+pub(crate) use map::Walk;
 pub(crate) use read::{Begun, Peek};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
+pub(crate) use slice::{Slice, poll_sliced, sliced, yield_now};
+pub(crate) use timer::NEVER;
 pub(crate) use wait::{Ended, Wait};
+pub(crate) use waiters::Woken;
 
 /// All channels of one [`Comet`](crate::Comet).
 pub(crate) struct Registry {
@@ -91,9 +94,10 @@ pub(crate) struct Registry {
     retention: Retention,
     usage: Usage,
     map: Map,
-    origins: Origins,
+    endings: Endings,
     expiries: Expiries,
-    alarms: Arc<Alarms>,
+    /// The channels that broadcasts created for waiters on a name without one, in the order in which they are evicted.
+    transients: Expiries,
     orphans: Orphans,
     closing: Closing,
     /// The engine that keeps the logs, if that is not this process.
@@ -113,9 +117,9 @@ impl Registry {
             retention,
             usage: Usage::new(),
             map: Map::new(),
-            origins: Origins::new(),
+            endings: Endings::new(),
             expiries: Expiries::new(),
-            alarms: Alarms::new(),
+            transients: Expiries::new(),
             orphans: Orphans::new(),
             closing: Closing::new(),
             remote: None,
@@ -164,6 +168,11 @@ impl Registry {
         self.map.entries().map(|entry| entry.name().to_owned())
     }
 
+    /// The next name of a walk over all channels that hold a log or are waited on.
+    pub(crate) fn next_name(&self, walk: &mut Walk) -> Option<String> {
+        self.map.next(walk).map(|entry| entry.name().to_owned())
+    }
+
     /// How many wait on a channel.
     pub(crate) fn waiters(&self, name: &str) -> usize {
         self.map.find(name).map_or(0, |entry| entry.lock().waiters.len())
@@ -172,7 +181,7 @@ impl Registry {
     /// Does something to a channel, which stays in the map if that left a reason to keep it.
     fn edit<T>(&self, name: &str, edit: impl FnOnce(&Arc<Entry>, &mut State) -> T) -> T {
         loop {
-            let entry = self.map.enter(name);
+            let entry = self.enter(name);
             let mut state = entry.lock();
             if state.vacated {
                 // Its last waiter left between the map's lock and this one.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{
     Lifetime, Registry, Wait,
     entry::{Entry, State},
-    origin::Bucket,
 };
 use crate::engine::{Gone, MediaType, Offset, Reading, Reason, Start};
 
@@ -17,7 +16,7 @@ impl Registry {
         self.step(now);
         match self.map.find(name) {
             Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, limit, now)),
-            None => look_at_nothing(self.origin(name), start),
+            None => self.look_at_nothing(name, start),
         }
     }
 
@@ -28,12 +27,12 @@ impl Registry {
         let found = self.map.find(name);
         let reading = match &found {
             Some(entry) => self.visit(entry, |state| self.look(entry, state, start, limit, now))?,
-            None => look_at_nothing(self.origin(name), start)?,
+            None => self.look_at_nothing(name, start)?,
         };
         if !reading.is_empty() || reading.closed {
             return Ok(Begun::Read(reading));
         }
-        let entry = found.unwrap_or_else(|| self.map.enter(name));
+        let entry = found.unwrap_or_else(|| self.enter(name));
         Ok(Begun::Wait(Wait::on(entry, self.clone(), reading.next, reading.content_type.is_some())))
     }
 
@@ -42,7 +41,7 @@ impl Registry {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
         self.visit(&entry, |state| {
             let now = self.now();
-            let Some(kept) = self.living(state, now) else { return Ok(None) };
+            let Some(kept) = self.living(&entry, state, now) else { return Ok(None) };
             if kept.is_buried() {
                 return Err(kept.log.gone(Reason::Deleted));
             }
@@ -61,18 +60,51 @@ impl Registry {
     pub(crate) fn tail(&self, name: &str) -> Offset {
         match self.peek(name) {
             Ok(Some(peek)) => peek.tail,
-            Ok(None) => self.origin(name),
+            Ok(None) => self.absent_tail(name),
             Err(gone) => gone.tail(),
         }
     }
 
-    /// What stands for the tail of a channel that nobody has made.
-    pub(crate) fn origin(&self, name: &str) -> Offset {
+    /// The absent tail of a name. With a remote engine, the last that it reported: it has the last word.
+    pub(crate) fn absent_tail(&self, name: &str) -> Offset {
         if self.remote.is_some() {
-            // As far as is known here: the engine is asked by who goes by it.
-            return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().origin_elsewhere());
+            return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().remote_absent_tail());
         }
-        self.origins.of(Bucket::of(self.map.hash(name)))
+        self.endings.tail(self.map.hash(name))
+    }
+
+    /// The entry of this name in the map, created if there is none.
+    pub(super) fn enter(&self, name: &str) -> Arc<Entry> {
+        self.map.enter(name, |hash| self.endings.since(hash))
+    }
+
+    /// Where a read starts, if its offset is the absent tail of this name: before anything that was appended.
+    pub(super) fn resolve(&self, entry: &Entry, state: &State, start: Start) -> Start {
+        match start {
+            Start::After(offset) if offset.position() == 0 && self.is_absent_tail(entry, state, offset) => Start::Origin,
+            start => start,
+        }
+    }
+
+    fn is_absent_tail(&self, entry: &Entry, state: &State, offset: Offset) -> bool {
+        match self.remote {
+            Some(_) => offset == state.remote_absent_tail(),
+            None => self.endings.is_tail(offset, self.map.hash(entry.name()), state.since),
+        }
+    }
+
+    /// What there is of a name without an entry.
+    fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
+        let absent_tail = self.absent_tail(name);
+        let known = match start {
+            Start::After(offset) if self.remote.is_none() => {
+                let hash = self.map.hash(name);
+                self.endings.is_tail(offset, hash, self.endings.since(hash))
+            }
+            Start::After(offset) => offset == absent_tail,
+            _ => true,
+        };
+        absent(absent_tail, known)
     }
 
     /// [`read`](Self::read), for who holds the channel's lock.
@@ -84,11 +116,14 @@ impl Registry {
         limit: usize,
         now: u64,
     ) -> Result<Reading, Gone> {
-        self.living(state, now);
+        self.living(entry, state, now);
+        let start = self.resolve(entry, state, start);
         let Some(kept) = state.log.as_mut() else {
-            let elsewhere = self.remote.is_some();
-            let origin = if elsewhere { state.origin_elsewhere() } else { self.origin(entry.name()) };
-            return look_at_nothing(origin, start);
+            let absent_tail = match self.remote {
+                Some(_) => state.remote_absent_tail(),
+                None => self.endings.tail(self.map.hash(entry.name())),
+            };
+            return absent(absent_tail, !matches!(start, Start::After(_)));
         };
         if kept.is_buried() {
             return Err(kept.log.gone(Reason::Deleted));
@@ -101,11 +136,9 @@ impl Registry {
     }
 }
 
-fn look_at_nothing(origin: Offset, start: Start) -> Result<Reading, Gone> {
-    match start {
-        Start::After(offset) if offset != origin => Err(Gone::new(Reason::Unknown, origin, origin)),
-        _ => Ok(Reading::unknown(origin)),
-    }
+/// What there is of a channel that does not exist, for a client whose offset is `known` to be good.
+fn absent(absent_tail: Offset, known: bool) -> Result<Reading, Gone> {
+    if known { Ok(Reading::unknown(absent_tail)) } else { Err(Gone::new(Reason::Unknown, absent_tail, absent_tail)) }
 }
 
 /// What comes of a read that may wait.

@@ -3,6 +3,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Weak},
@@ -16,6 +17,8 @@ use super::{
     backlog::Backlog,
     entry::Entry,
     follow::{AskedQueue, CHECK, Stage},
+    map::Walk,
+    slice::{Slice, sliced},
     waiters::Woken,
 };
 use crate::{
@@ -104,12 +107,28 @@ struct Tending {
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
+    /// Waiters of the last notice, still to be woken.
+    woken: Woken,
+    /// The round that is under way: each tick begins one, unless there is one.
+    round: Option<Round>,
+}
+
+/// A walk over all channels: it stops following those that nothing wants any more, has those read that could not be, and has those
+/// compared that have been quiet.
+struct Round {
+    walk: Walk,
+    /// While those of an earlier round are not compared yet, no more are added.
+    compares: bool,
+    /// The names of those that are not followed any more.
+    idle: Vec<String>,
 }
 
 enum Event {
     Heard,
     Asked,
     Tick,
+    /// A round has come to its end: the names of channels to unsubscribe from.
+    Idle(Vec<String>),
     End(End),
 }
 
@@ -126,20 +145,15 @@ impl Tending {
             probe: None,
             sent: 0,
             heard: (0, Instant::now()),
+            woken: Woken::nobody(),
+            round: None,
         }
     }
 
     /// Takes up all that was followed before the connection was lost, and goes on until this one is.
     async fn resume(mut self, registry: Arc<Registry>) -> End {
-        std::mem::take(&mut *registry.asked.queue.lock());
-        let mut entries: Vec<_> = registry.map.entries().filter(|entry| entry.lock().follow.is_some()).collect();
-        // Where the most wait, first.
-        entries.sort_by_cached_key(|entry| Reverse(entry.lock().waiters.len()));
-        for entry in &entries {
-            if let Some(follow) = &mut entry.lock().follow {
-                follow.begin();
-            }
-        }
+        drop(registry.asked.take());
+        let entries = registry.begin_again().await;
         registry.health.find();
         drop(registry);
         let taken_up = self.take_up(entries).await;
@@ -151,7 +165,7 @@ impl Tending {
             Err(end) => end,
         };
         if let (End::Lost(why), Some(registry)) = (&end, self.registry.upgrade()) {
-            registry.lose(why);
+            registry.lose(why).await;
         }
         end
     }
@@ -163,7 +177,7 @@ impl Tending {
             match event {
                 Event::Heard => {}
                 Event::Asked => {
-                    let AskedQueue { to_follow, to_read, .. } = std::mem::take(&mut *registry.asked.queue.lock());
+                    let AskedQueue { to_follow, to_read, .. } = registry.asked.take();
                     drop(registry);
                     self.backlog.to_read.extend(to_read);
                     if let Err(end) = self.take_up(to_follow).await {
@@ -179,7 +193,12 @@ impl Tending {
                     let (remote, number) = (self.remote.clone(), self.sent);
                     // One that is stuck is not waited for: the next probe is another.
                     self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
-                    let idle = registry.tend_to(&mut self.backlog);
+                    if self.round.is_none() {
+                        let compares = self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare);
+                        self.round = Some(Round { walk: Walk::default(), compares, idle: Vec::new() });
+                    }
+                }
+                Event::Idle(idle) => {
                     drop(registry);
                     for names in idle.chunks(BATCH) {
                         if !matches!(timeout(PATIENCE, self.feed.unsubscribe(names)).await, Ok(Ok(()))) {
@@ -226,11 +245,23 @@ impl Tending {
             return Poll::Ready(Event::Asked);
         }
         self.poll_work(&registry, cx);
-        // Who is woken runs when this returns: so many, and then it looks around again.
+        let mut slice = Slice::new();
+        if let Some(mut round) = self.round.take() {
+            if registry.tend_to(&mut round, &mut self.backlog, &mut slice) {
+                return Poll::Ready(Event::Idle(round.idle));
+            }
+            self.round = Some(round);
+            cx.waker().wake_by_ref();
+        }
+        // The tasks that are woken run when this returns: so many notices, and then all else is polled again.
         for _ in 0..HEARD {
+            if !self.woken.wake_some(&mut slice) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match ready!(self.feed.poll_next(cx)) {
                 Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
-                Some((name, notice)) => registry.hear(&name, notice),
+                Some((name, notice)) => self.woken = registry.hear(&name, notice),
                 None => return Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
             }
         }
@@ -247,72 +278,113 @@ impl Tending {
 
 impl Registry {
     fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
+        let tender = cx.waker().clone();
+        // Declared before the lock is taken, so dropped after it is released.
+        let _replaced;
         let mut queue = self.asked.queue.lock();
         if !queue.to_follow.is_empty() || !queue.to_read.is_empty() {
             return Poll::Ready(());
         }
-        queue.tender = Some(cx.waker().clone());
+        _replaced = queue.tender.replace(tender);
         Poll::Pending
     }
 
-    /// Looks after all channels that are followed: lets go of those that nobody wants any more, whose names it returns; has those
-    /// read that could not be, and those compared that have been quiet.
-    fn tend_to(&self, backlog: &mut Backlog) -> Vec<String> {
-        let now = self.now();
-        // While those of before are not compared yet, no more are added.
-        let compares = backlog.to_compare.is_empty() && self.faults.keep(Rule::Compare);
-        // Nobody keeps others out by asking for names that nobody uses.
-        let linger = if self.usage.followed() > self.limits.channels / 2 { LINGER / 10 } else { LINGER };
-        let mut idle = Vec::new();
-        for entry in self.map.entries() {
-            let mut state = entry.lock();
-            let waited_on = state.waiters.len() > 0;
-            if waited_on && state.follow.is_none() {
-                // It could not be followed when the wait began.
-                let _ = self.follow(&entry, &mut state);
-            }
-            let Some(follow) = &mut state.follow else { continue };
-            if waited_on {
-                follow.wanted = now;
-            }
-            if follow.wanted + linger <= now && follow.stage != Stage::Reading {
-                self.unfollow(&mut state);
+    /// All channels that are followed, to be subscribed to and read again: those with the most waiters first.
+    async fn begin_again(&self) -> Vec<Arc<Entry>> {
+        // By the number of bits of the number of waiters: near enough, and it takes no sort of them all.
+        let (mut by_waiters, mut walk) = (BTreeMap::<_, Vec<_>>::new(), Walk::default());
+        sliced(|slice| {
+            while let Some(entry) = self.map.next(&mut walk) {
+                let mut state = entry.lock();
+                let waiters = state.waiters.len();
+                let followed = state.follow.as_mut().map(|follow| follow.begin()).is_some();
                 drop(state);
-                idle.push(entry.name().to_owned());
-                self.map.vacate(&entry);
-                continue;
-            }
-            let check = match follow.idle {
-                // In time for the engine to see that somebody waits.
-                Some(window) if waited_on => CHECK.min(window / 3),
-                _ => CHECK,
-            };
-            match follow.stage {
-                Stage::Reading => {}
-                // The engine is there, but has refused to read this one.
-                Stage::Lost => {
-                    follow.begin();
-                    backlog.to_read.push_back(entry.clone());
+                if followed {
+                    by_waiters.entry(Reverse(waiters.checked_ilog2())).or_default().push(entry);
                 }
-                Stage::Live if compares && follow.checked + check <= now => {
-                    follow.checked = now;
-                    backlog.to_compare.push_back(entry.clone());
+                if slice.step() {
+                    return false;
                 }
-                Stage::Live => {}
             }
-        }
-        idle
+            true
+        })
+        .await;
+        by_waiters.into_values().flatten().collect()
     }
 
-    /// Nothing is heard any more.
-    fn lose(&self, why: &str) {
-        self.health.lose(why.to_owned());
-        // Before the walk, so that nobody who follows after it is forgotten; they are refused.
-        std::mem::take(&mut *self.asked.queue.lock());
-        for entry in self.map.entries() {
-            let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-            joining.unwrap_or_else(Woken::nobody).wake();
+    /// Goes on with a round, and returns whether it has come to its end.
+    fn tend_to(&self, round: &mut Round, backlog: &mut Backlog, slice: &mut Slice) -> bool {
+        while let Some(entry) = self.map.next(&mut round.walk) {
+            self.tend_to_one(&entry, round, backlog);
+            if slice.step() {
+                return false;
+            }
         }
+        true
+    }
+
+    fn tend_to_one(&self, entry: &Arc<Entry>, round: &mut Round, backlog: &mut Backlog) {
+        let now = self.now();
+        // Nobody keeps others out by asking for names that nobody uses.
+        let linger = if self.usage.followed() > self.limits.channels / 2 { LINGER / 10 } else { LINGER };
+        // Declared before the lock is taken, so dropped after it is released.
+        let _tender;
+        let mut state = entry.lock();
+        let waited_on = state.waiters.len() > 0;
+        if waited_on && state.follow.is_none() {
+            // It could not be followed when the wait began.
+            _tender = self.follow(entry, &mut state);
+        }
+        let Some(follow) = &mut state.follow else { return };
+        if waited_on {
+            follow.wanted = now;
+        }
+        if follow.wanted + linger <= now && follow.stage != Stage::Reading {
+            let joining = self.unfollow(entry, &mut state);
+            drop(state);
+            joining.wake();
+            round.idle.push(entry.name().to_owned());
+            return self.map.vacate(entry);
+        }
+        let check = match follow.idle {
+            // In time for the engine to see that there is a waiter.
+            Some(window) if waited_on => CHECK.min(window / 3),
+            _ => CHECK,
+        };
+        match follow.stage {
+            Stage::Reading => {}
+            // The engine is there, but has refused to read this one.
+            Stage::Lost => {
+                follow.begin();
+                backlog.to_read.push_back(entry.clone());
+            }
+            Stage::Live if round.compares && follow.checked + check <= now => {
+                follow.checked = now;
+                backlog.to_compare.push_back(entry.clone());
+            }
+            Stage::Live => {}
+        }
+    }
+
+    /// The connection is lost.
+    async fn lose(&self, why: &str) {
+        self.health.lose(why.to_owned());
+        // Before the walk, so that no channel that is followed after it is forgotten; those are refused.
+        drop(self.asked.take());
+        let (mut walk, mut joining) = (Walk::default(), Woken::nobody());
+        sliced(|slice| {
+            loop {
+                if !joining.wake_some(slice) {
+                    return false;
+                }
+                let Some(entry) = self.map.next(&mut walk) else { return true };
+                joining = entry.lock().follow.as_mut().map_or_else(Woken::nobody, |follow| follow.lose());
+                if slice.step() {
+                    return false;
+                }
+            }
+        })
+        .await;
     }
 
     /// Takes what is held of a channel for all there is.

@@ -1,48 +1,78 @@
 //! Waiting for a channel to go on.
 
+use pin_project_lite::pin_project;
 use std::{
     fmt,
+    num::NonZeroU32,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use super::{
     Registry,
-    alarm::{Alarm, NEVER},
     entry::Entry,
     follow::Stage,
+    timer::{NEVER, Timer},
     waiters::{Key, Standing, Woken},
 };
 use crate::{
     Error, Limit,
     engine::{Answer, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
     faults::Rule,
-    sync::Mutex,
+    sync::{Mutex, assert_unlocked},
 };
 
-/// A wait for whatever comes after an offset. Who polls it says until when.
-///
-/// Dropping it takes it off the list of waiters in constant time, and takes the channel out of the
-/// map if that was all that kept it there.
-pub(crate) struct Wait {
+pin_project! {
+    /// A wait for whatever is appended after an offset. Its deadline is given with each poll.
+    ///
+    /// Dropping it removes its waker from the list of waiters in constant time, and the channel from the map if nothing else
+    /// keeps it there.
+    pub(crate) struct Wait {
+        waiter: Waiter,
+        #[pin]
+        timer: Timer,
+    }
+}
+
+/// A wait without its timer.
+struct Waiter {
     registry: Arc<Registry>,
     entry: Arc<Entry>,
     after: Offset,
-    key: Option<Key>,
-    /// Whether somebody had made the channel when the wait began.
+    /// The parts of its key into the list of waiters, without what a nested type would be padded with: a parked request is to
+    /// fit into an allocator's class of 192 bytes.
+    round: u64,
+    slot: Option<NonZeroU32>,
+    /// Whether the channel existed when the wait began.
     existed: bool,
     /// Counted among all waits.
     admitted: bool,
     /// Off the list, of a channel that is not to vanish with this wait.
     left: bool,
-    /// When its time is over, or the channel's.
-    alarm: Option<Alarm>,
-    /// What the engine that keeps the log is asked, if what is held here does not tell.
+    /// A read from the engine, while the cached entries do not tell what follows the offset.
     question: Option<Box<Question>>,
 }
 
 /// Never locked: it makes a wait `Sync` without making the engine's futures so.
 struct Question(Mutex<Answer<'static, Found>>);
+
+/// What a poll does once the channel's lock is released.
+enum Next {
+    End(Ended),
+    Sleep {
+        /// On the registry's clock.
+        until: u64,
+        /// The same task was parked already.
+        again: bool,
+    },
+    /// Clones the waker, which is foreign code, and checks again.
+    CloneWaker,
+    /// Looks the channel up again: this entry has left the map.
+    Reenter,
+    /// Asks the remote engine.
+    Ask,
+}
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -62,155 +92,193 @@ pub(crate) enum Ended {
 }
 
 impl Wait {
-    /// A wait for what comes after a place that a reading gave; `existed` says whether that found a channel.
+    /// A wait for what follows an offset that a reading returned; `existed` says whether that found a channel.
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
-        Self::on(registry.map.enter(name), registry, after, existed)
+        Self::on(registry.enter(name), registry, after, existed)
     }
 
-    /// The same, for who has the entry at hand. It may have left the map meanwhile.
+    /// The same, on an entry that the caller has. It may have left the map meanwhile.
     pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
-        let (key, alarm, question) = (None, None, None);
-        Self { registry, entry, after, key, existed, admitted: false, left: false, alarm, question }
+        let (round, slot, question) = (0, None, None);
+        let waiter = Waiter { registry, entry, after, round, slot, existed, admitted: false, left: false, question };
+        Self { waiter, timer: Timer::new() }
     }
 
-    /// Whether somebody had made the channel when it began.
+    /// Whether the channel existed when the wait began.
     pub(crate) fn existed(&self) -> bool {
-        self.existed
+        self.waiter.existed
     }
 
     /// Goes on after what a poll of it has found.
-    pub(crate) fn go_on(&mut self, reading: &Reading) {
-        self.after = reading.next;
-        self.existed = true;
+    pub(crate) fn go_on(self: Pin<&mut Self>, reading: &Reading) {
+        let waiter = self.project().waiter;
+        waiter.after = reading.next;
+        waiter.existed = true;
     }
 
+    /// Where it goes on from. While the channel does not exist, a poll moves it to the current absent tail.
     pub(crate) fn after(&self) -> Offset {
-        self.after
+        self.waiter.after
     }
 
-    /// Takes a place among all waits before the first poll does: for who cannot refuse any more by then.
+    /// Counts this wait against the limits before the first poll does: for a caller that can no longer refuse by then.
     pub(crate) fn admit(&mut self) -> Result<(), Error> {
-        let parked = self.entry.lock().waiters.len();
-        self.registry.admit(parked)?;
-        self.admitted = true;
+        let parked = self.waiter.entry.lock().waiters.len();
+        self.waiter.registry.admit(parked)?;
+        self.waiter.admitted = true;
         Ok(())
     }
 
-    /// Takes a place whatever the limits: they are for strangers, and this is the application itself.
+    /// Counts this wait whatever the limits: they bound HTTP clients, and this is the application.
     pub(crate) fn admit_always(&mut self) {
-        self.registry.usage.count_wait();
-        self.admitted = true;
+        self.waiter.registry.usage.count_wait();
+        self.waiter.admitted = true;
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+        &self.waiter.registry
     }
 
-    /// Looks at the channel, and parks if there is nothing, `until` a moment on the registry's clock, of which the task is woken
-    /// too. `limit` is as for [`Registry::read`]. A wait that has timed out can be polled again.
+    /// Reads the channel, and parks if there is nothing until a deadline on the registry's clock, at which the task is
+    /// woken too. `limit` is as for [`Registry::read`]. A wait that has timed out can be polled again.
     ///
-    /// The clock is read first, and the log is looked at *before* the time is: what was appended in the microsecond before that was
-    /// over is an answer, and a time-out never skips it.
+    /// The clock is read first, and the log *before* the deadline is compared: what was appended in the microsecond before that
+    /// is an answer, and a time-out never skips it.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with its timer, if it parks until a moment that comes.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, until: u64, limit: usize) -> Poll<Ended> {
-        if let Some(answered) = self.poll_question(cx) {
-            return Poll::Ready(answered);
+    /// Outside of a tokio runtime with its timer, if it parks with a deadline.
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, limit: usize) -> Poll<Ended> {
+        assert_unlocked();
+        let this = self.project();
+        let waiter = this.waiter;
+        if let Some(ended) = waiter.poll_question(cx) {
+            return Poll::Ready(ended);
         }
-        // Declared before the lock is taken, so dropped after it is released: see `Waiters`.
-        let _replaced;
-        let now = self.registry.now();
+        let now = waiter.registry.now();
+        // The first poll parks more often than not; one that was woken seldom does.
+        let mut waker = waiter.slot.is_none().then(|| cx.waker().clone());
         loop {
-            let mut state = self.entry.lock();
-            if state.vacated {
-                // Nobody was parked on it, this wait included: nothing is missed by moving on.
-                drop(state);
-                // What is kept elsewhere is only not followed here any more.
-                if self.existed && self.registry.remote().is_none() {
+            match waiter.check(cx.waker(), &mut waker, (until, now), limit) {
+                Next::End(ended) => return Poll::Ready(ended),
+                Next::Sleep { until: NEVER, .. } => this.timer.clear(),
+                Next::Sleep { until, again } => this.timer.set(waiter.registry.moment(until), again, cx),
+                Next::CloneWaker => {
+                    waker = Some(cx.waker().clone());
+                    continue;
+                }
+                // What a remote engine stores has only ceased to be followed here.
+                Next::Reenter if waiter.existed && waiter.registry.remote().is_none() => {
                     return Poll::Ready(Ended::Deleted);
                 }
-                self.key = None;
-                self.entry = self.registry.map.enter(self.entry.name());
-                continue;
-            }
-            if self.registry.remote().is_some() {
-                // Out of reach, it is not heard of; but then it times out at its own place.
-                let _ = self.registry.follow(&self.entry, &mut state);
-            }
-            let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
-                Ok(reading) if reading.is_empty() && !reading.closed => reading,
-                Ok(reading) => {
-                    // Its log keeps the channel in the map, and who takes that away looks after the rest: once the list
-                    // has been taken too, this wait need not take the lock again to leave.
-                    self.left = self.key.is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
-                    return Poll::Ready(Ended::Read(reading));
+                Next::Reenter => {
+                    waiter.reenter();
+                    waker.get_or_insert_with(|| cx.waker().clone());
+                    continue;
                 }
-                Err(gone) if self.registry.remote().is_none() || !self.registry.faults.keep(Rule::Ahead) => {
-                    return Poll::Ready(self.ended_by(gone));
-                }
-                Err(_) => {
-                    // What is held here does not tell. If that is all there was to hear, the engine will.
-                    let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
-                    if live && self.question.is_none() {
-                        drop(state);
-                        self.ask(limit);
-                        if let Some(answered) = self.poll_question(cx) {
-                            return Poll::Ready(answered);
-                        }
-                        continue;
+                Next::Ask => {
+                    waiter.ask(limit);
+                    if let Some(ended) = waiter.poll_question(cx) {
+                        return Poll::Ready(ended);
                     }
-                    // If not, it is told when what there is has been read.
-                    if let Some(follow) = state.follow.as_mut().filter(|_| !live) {
-                        follow.unsure = true;
-                    }
-                    Reading::unknown(self.after)
-                }
-            };
-            let standing = self.key.map(|key| state.waiters.standing(key));
-            let released = match standing {
-                Some(Standing::Released) => true,
-                // By a creation, say, and nothing came of it. Perhaps this one had been told to leave before that: its slot is
-                // gone, and it must not park again.
-                Some(Standing::Woken) => self.registry.is_closing(),
-                Some(Standing::Parked) | None => self.admitted && self.registry.is_closed(),
-            };
-            if released {
-                return Poll::Ready(Ended::Released(reading));
-            }
-            if until <= now {
-                return Poll::Ready(Ended::TimedOut(reading));
-            }
-            if !self.admitted {
-                if let Err(error) = self.registry.admit(state.waiters.len()) {
-                    return Poll::Ready(Ended::Refused(error));
-                }
-                self.admitted = true;
-            }
-            match self.key.filter(|_| standing == Some(Standing::Parked)) {
-                Some(key) => _replaced = state.waiters.refresh(key, cx.waker()),
-                None => {
-                    self.key = Some(state.waiters.park(cx.waker().clone()));
-                    self.left = false;
+                    continue;
                 }
             }
-            drop(state);
-            self.sleep(cx, until.min(reading.until.unwrap_or(NEVER)));
             return Poll::Pending;
         }
     }
+}
 
-    /// Has the task woken at a moment too.
-    fn sleep(&mut self, cx: &mut Context<'_>, at: u64) {
-        let registry = &self.registry;
-        match at {
-            NEVER => registry.alarms.clear(&mut self.alarm),
-            at => registry.alarms.set(&mut self.alarm, (at, registry.moment(at)), cx.waker()),
-        }
+impl Waiter {
+    fn key(&self) -> Option<Key> {
+        self.slot.map(|slot| Key::from_parts(self.round, slot))
     }
 
-    /// Asks the engine what there is.
+    /// Everything that takes the channel's lock: reads, and parks if there is nothing. `waker` is a clone of the task's, if one
+    /// was made.
+    fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), limit: usize) -> Next {
+        // Declared before the lock is taken, so dropped after it is released.
+        let (_replaced, _tender);
+        let mut state = self.entry.lock();
+        if state.vacated {
+            return Next::Reenter;
+        }
+        if self.registry.remote().is_some() {
+            // Without its engine a channel is not followed, and the wait times out at its own offset.
+            _tender = self.registry.follow(&self.entry, &mut state);
+        }
+        let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
+            Ok(reading) if reading.is_empty() && !reading.closed => reading,
+            Ok(reading) => {
+                // Its log keeps the channel in the map, and whatever ends that looks after the rest: once the list has been
+                // taken too, this wait need not take the lock again to leave.
+                self.left = self.key().is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                return Next::End(Ended::Read(reading));
+            }
+            Err(gone) if self.registry.remote().is_none() || !self.registry.faults.keep(Rule::Ahead) => {
+                return Next::End(self.ended_by(gone));
+            }
+            Err(_) => {
+                // The cached entries do not tell. If they are all that was published, the engine will.
+                let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
+                if live && self.question.is_none() {
+                    return Next::Ask;
+                }
+                // If not, all waiters are woken when what there is has been read.
+                if let Some(follow) = state.follow.as_mut().filter(|_| !live) {
+                    follow.unsure = true;
+                }
+                Reading::unknown(self.after)
+            }
+        };
+        if reading.content_type.is_none() {
+            // An absent tail can be known to be good for so long only: this one was good just now.
+            self.after = reading.next;
+        }
+        let standing = self.key().map(|key| state.waiters.standing(key));
+        let released = match standing {
+            Some(Standing::Released) => true,
+            // By a creation, say, and nothing came of it. It may have been told to leave before that: its slot is gone, and it
+            // must not park again.
+            Some(Standing::Woken) => self.registry.is_closing(),
+            Some(Standing::Parked) | None => self.admitted && self.registry.is_closed(),
+        };
+        if released {
+            return Next::End(Ended::Released(reading));
+        }
+        if until <= now {
+            return Next::End(Ended::TimedOut(reading));
+        }
+        if !self.admitted {
+            if let Err(error) = self.registry.admit(state.waiters.len()) {
+                return Next::End(Ended::Refused(error));
+            }
+            self.admitted = true;
+        }
+        let until = until.min(reading.until.unwrap_or(NEVER));
+        let parked = self.key().filter(|_| standing == Some(Standing::Parked));
+        if parked.is_some_and(|key| state.waiters.wakes(key, task)) {
+            return Next::Sleep { until, again: true };
+        }
+        let Some(waker) = waker.take() else { return Next::CloneWaker };
+        match parked {
+            Some(key) => _replaced = state.waiters.refresh(key, waker),
+            None => {
+                let (round, slot) = state.waiters.park(waker).into_parts();
+                (self.round, self.slot, self.left) = (round, Some(slot), false);
+            }
+        }
+        Next::Sleep { until, again: false }
+    }
+
+    /// Goes on with the entry that is in the map now. Nothing was parked on the one that was, this wait included: so nothing is
+    /// missed.
+    fn reenter(&mut self) {
+        self.slot = None;
+        self.entry = self.registry.enter(self.entry.name());
+    }
+
+    /// Begins to read from the engine.
     fn ask(&mut self, limit: usize) {
         let Some(remote) = self.registry.remote().cloned() else { return };
         let (name, place) = (self.entry.name().to_owned(), Place::From(Start::After(self.after)));
@@ -218,7 +286,7 @@ impl Wait {
         self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
     }
 
-    /// What the engine has answered, if that ends the wait.
+    /// What the engine returned, if that ends the wait.
     fn poll_question(&mut self, cx: &mut Context<'_>) -> Option<Ended> {
         let question = self.question.as_mut()?;
         let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
@@ -231,26 +299,32 @@ impl Wait {
                 }
             }
             Err(Error::Gone(gone)) => return Some(self.ended_by(gone)),
-            Ok(Found::Nothing(_)) | Err(_) => {}
+            // It took the offset for an absent tail, and says which is the current one.
+            Ok(Found::Nothing(absent_tail)) => self.after = absent_tail,
+            Err(_) => {}
         }
-        // The log ends where this wait began, and what is held here does not: it is to be read.
+        // The log ends where this wait goes on from, and the cached entries do not: they are read again.
         let mut state = self.entry.lock();
-        self.registry.doubt(&self.entry, &mut state);
+        let tender = self.registry.doubt(&self.entry, &mut state);
+        drop(state);
+        tender.wake();
         None
     }
 
-    /// Takes it off the list, and the channel out of the map if that was all that kept it there.
+    /// Removes its waker from the list, and the channel from the map if nothing else keeps it there.
     fn leave(&mut self) {
         let mut state = self.entry.lock();
-        let waker = self.key.take().and_then(|key| state.waiters.remove(key));
+        let waker = self.key().and_then(|key| state.waiters.remove(key));
+        self.slot = None;
         if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
-            // It was read until now.
+            // The channel was read until now.
             kept.touched = self.registry.now();
         }
         let vacant = !state.vacated && state.is_vacant();
         // Not while waits are ended a few at a time: who is woken then is ended too.
         let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
         drop(state);
+        assert_unlocked();
         drop(waker);
         woken.wake();
         if vacant {
@@ -282,9 +356,8 @@ impl Registry {
     }
 }
 
-impl Drop for Wait {
+impl Drop for Waiter {
     fn drop(&mut self) {
-        self.registry.alarms.clear(&mut self.alarm);
         if !self.left {
             self.leave();
         }
@@ -296,6 +369,7 @@ impl Drop for Wait {
 
 impl fmt::Debug for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wait").field("channel", &self.entry.name()).field("after", &self.after).finish_non_exhaustive()
+        let Waiter { entry, after, .. } = &self.waiter;
+        f.debug_struct("Wait").field("channel", &entry.name()).field("after", after).finish_non_exhaustive()
     }
 }

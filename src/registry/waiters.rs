@@ -1,6 +1,16 @@
 //! Who waits on a channel: a list of wakers with O(1) in and out.
 
-use std::{num::NonZeroU32, task::Waker};
+use std::{
+    any::Any,
+    fmt, mem,
+    num::NonZeroU32,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    task::Waker,
+    thread, vec,
+};
+
+use super::slice::{Slice, sliced};
+use crate::sync::assert_unlocked;
 
 /// The parked waiters of one channel, behind its lock.
 ///
@@ -8,8 +18,9 @@ use std::{num::NonZeroU32, task::Waker};
 /// waiter holds is a [`Key`] of its round, and a key of an earlier round is known to be woken
 /// without touching the list.
 ///
-/// Wakers are given out rather than dropped or woken here. Both can run a task's destructor, and with it
-/// that of another wait on the same channel, which would take the lock that is held here.
+/// Wakers come in as clones that the caller made before it took the lock, and go out rather than being dropped or woken
+/// here: all three are foreign code. Dropping the last reference to a task runs its destructor, which may be that of
+/// another wait on the same channel.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     slots: Vec<Slot>,
@@ -41,6 +52,15 @@ impl Key {
         Self { round, slot: NonZeroU32::MIN.saturating_add(slot) }
     }
 
+    /// Its parts, for a holder that has room for them between other fields.
+    pub(super) fn into_parts(self) -> (u64, NonZeroU32) {
+        (self.round, self.slot)
+    }
+
+    pub(super) fn from_parts(round: u64, slot: NonZeroU32) -> Self {
+        Self { round, slot }
+    }
+
     fn index(self) -> usize {
         self.slot.get() as usize - 1
     }
@@ -55,11 +75,6 @@ pub(super) enum Standing {
 }
 
 impl Waiters {
-    /// A list whose keys fit no list of another round.
-    pub(super) fn of_round(round: u64) -> Self {
-        Self { round, ..Self::default() }
-    }
-
     /// How many are on the list.
     pub(super) fn len(&self) -> usize {
         self.occupied
@@ -92,13 +107,18 @@ impl Waiters {
         }
     }
 
-    /// Notes the waker of a waiter that was polled again, and gives out the one that it replaces.
-    pub(super) fn refresh(&mut self, key: Key, waker: &Waker) -> Option<Waker> {
+    /// Whether a waiter is on the list, and its task would be woken as `waker` would.
+    pub(super) fn wakes(&self, key: Key, waker: &Waker) -> bool {
+        key.round == self.round
+            && matches!(self.slots.get(key.index()), Some(Slot::Parked(held)) if held.will_wake(waker))
+    }
+
+    /// Exchanges the waker of a waiter that is on the list, and returns the one that it had.
+    pub(super) fn refresh(&mut self, key: Key, waker: Waker) -> Option<Waker> {
         match self.slots.get_mut(key.index()) {
-            Some(Slot::Parked(held)) if key.round == self.round && !held.will_wake(waker) => {
-                Some(std::mem::replace(held, waker.clone()))
-            }
-            _ => None,
+            Some(Slot::Parked(held)) if key.round == self.round => Some(std::mem::replace(held, waker)),
+            // Not dropped here, under the lock.
+            _ => Some(waker),
         }
     }
 
@@ -122,19 +142,20 @@ impl Waiters {
     /// Takes everybody off the list.
     pub(super) fn take(&mut self) -> Woken {
         if self.occupied == 0 {
-            return Woken(Vec::new());
+            return Woken::nobody();
         }
         self.round += 1;
         self.occupied = 0;
         self.vacant = None;
-        Woken(std::mem::take(&mut self.slots))
+        Woken::new(std::mem::take(&mut self.slots))
     }
 
-    /// Takes everybody off the list if few are left of a crowd: they park again, on a list of their own size. Otherwise one
-    /// who stays on would keep the memory of all who have ever been there.
+    /// Takes all waiters off a list that has become much too long for them: they park again, on a list of their own size.
+    /// Otherwise one that stays would keep the memory of all that were ever on it. A thousand at most are woken: this is done by
+    /// a wait that is dropped, all at once.
     pub(super) fn regroup(&mut self) -> Woken {
-        const CROWD: usize = 1_024;
-        if self.slots.len() < CROWD || self.occupied > self.slots.len() / 8 {
+        const LONG: usize = 1_024;
+        if self.slots.len() < LONG || self.occupied > LONG.min(self.slots.len() / 8) {
             return Woken::nobody();
         }
         self.take()
@@ -143,7 +164,7 @@ impl Waiters {
     /// Tells up to `most` waiters to leave.
     pub(super) fn release(&mut self, most: usize) -> Woken {
         let parked = self.slots.iter_mut().filter(|slot| matches!(slot, Slot::Parked(_)));
-        Woken(parked.take(most).map(|slot| std::mem::replace(slot, Slot::Released)).collect())
+        Woken::new(parked.take(most).map(|slot| std::mem::replace(slot, Slot::Released)).collect())
     }
 
     /// Everybody has left: forget the chain of vacant slots, and the memory of a crowd.
@@ -173,8 +194,15 @@ impl Crowd {
         self.0.as_ref().map_or(Standing::Woken, |waiters| waiters.standing(key))
     }
 
-    pub(super) fn refresh(&mut self, key: Key, waker: &Waker) -> Option<Waker> {
-        self.0.as_mut()?.refresh(key, waker)
+    pub(super) fn wakes(&self, key: Key, waker: &Waker) -> bool {
+        self.0.as_ref().is_some_and(|waiters| waiters.wakes(key, waker))
+    }
+
+    pub(super) fn refresh(&mut self, key: Key, waker: Waker) -> Option<Waker> {
+        match &mut self.0 {
+            Some(waiters) => waiters.refresh(key, waker),
+            None => Some(waker),
+        }
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Option<Waker> {
@@ -194,25 +222,95 @@ impl Crowd {
     }
 }
 
-/// Waiters to be woken, once the lock is released.
-#[derive(Debug)]
-#[must_use = "who is not woken here sleeps on"]
-pub(super) struct Woken(Vec<Slot>);
+/// Wakers that were taken off a list, to be woken once no lock is held: all of them, also if one of them panics. Dropping
+/// this wakes those that are left.
+#[must_use = "dropping it wakes the waiters, which must not happen under a lock"]
+pub(crate) struct Woken {
+    slots: vec::IntoIter<Slot>,
+    /// The first panic of a waker, which goes on when all have been woken.
+    panic: Option<Box<dyn Any + Send>>,
+}
 
 impl Woken {
-    pub(super) fn nobody() -> Self {
-        Self(Vec::new())
+    pub(crate) fn nobody() -> Self {
+        Self::new(Vec::new())
+    }
+
+    /// One task that is not on a list.
+    pub(super) fn one(waker: Option<Waker>) -> Self {
+        Self::new(waker.map(Slot::Parked).into_iter().collect())
+    }
+
+    fn new(slots: Vec<Slot>) -> Self {
+        Self { slots: slots.into_iter(), panic: None }
+    }
+
+    /// These, and then others.
+    pub(super) fn and(mut self, mut others: Self) -> Self {
+        if others.len() == 0 {
+            return self;
+        }
+        let slots = mem::take(&mut self.slots).chain(mem::take(&mut others.slots));
+        Self::new(slots.collect())
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.slots.len()
     }
 
-    pub(super) fn wake(self) {
-        for slot in self.0 {
-            if let Slot::Parked(waker) = slot {
-                waker.wake();
+    /// Wakes all of them on this thread.
+    pub(crate) fn wake(self) {
+        drop(self);
+    }
+
+    /// Wakes as many as a slice allows, and returns whether none is left.
+    pub(crate) fn wake_some(&mut self, slice: &mut Slice) -> bool {
+        while let Some(slot) = self.slots.next() {
+            self.wake_one(slot);
+            if slice.step() && self.slots.len() > 0 {
+                return false;
             }
         }
+        self.go_on_panicking();
+        true
+    }
+
+    /// Wakes all of them, and lets other tasks run between slices of that.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped in between, it wakes those that are left.
+    pub(crate) async fn spread(mut self) {
+        sliced(|slice| self.wake_some(slice)).await;
+    }
+
+    fn wake_one(&mut self, slot: Slot) {
+        let Slot::Parked(waker) = slot else { return };
+        assert_unlocked();
+        // The waker is gone after this, and nothing of ours is seen half done.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            self.panic.get_or_insert(panic);
+        }
+    }
+
+    fn go_on_panicking(&mut self) {
+        if let Some(panic) = self.panic.take().filter(|_| !thread::panicking()) {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Woken {
+    fn drop(&mut self) {
+        while let Some(slot) = self.slots.next() {
+            self.wake_one(slot);
+        }
+        self.go_on_panicking();
+    }
+}
+
+impl fmt::Debug for Woken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Woken").field("left", &self.len()).finish_non_exhaustive()
     }
 }

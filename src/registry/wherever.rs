@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Append, Appended, Begun, Created, Creation, Peek, Registry, Wait, lifetime::ends_in};
+use super::{
+    Append, Appended, Begun, Created, Creation, Peek, Registry, Wait,
+    lifetime::ends_in,
+    slice::{Slice, sliced, yield_now},
+    waiters::Woken,
+};
 use crate::{
     Error,
     engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
@@ -11,8 +16,8 @@ use crate::{
 
 impl Registry {
     /// [`append`](Self::append), wherever the log is.
-    pub(crate) async fn append_anywhere(&self, name: &str, append: Append<'_>) -> Result<Appended, Error> {
-        let Some(remote) = self.remote() else { return self.append(name, append) };
+    pub(crate) async fn append_anywhere(&self, name: &str, mut append: Append<'_>) -> Result<Appended, Error> {
+        let Some(remote) = self.remote() else { return self.locally(|| self.append(name, &mut append)).await };
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
@@ -26,7 +31,7 @@ impl Registry {
 
     /// [`create`](Self::create), wherever the log is.
     pub(crate) async fn create_anywhere(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
-        let Some(remote) = self.remote() else { return self.create(name, creation) };
+        let Some(remote) = self.remote() else { return self.locally(|| self.create(name, creation)).await };
         self.check_name(name)?;
         if let Some(content_type) = &creation.content_type {
             check_media_type(content_type)?;
@@ -43,7 +48,7 @@ impl Registry {
 
     /// [`delete`](Self::delete), wherever the log is.
     pub(crate) async fn delete_anywhere(&self, name: &str) -> Result<Offset, Error> {
-        let Some(remote) = self.remote() else { return self.delete(name) };
+        let Some(remote) = self.remote() else { return self.locally(|| self.delete(name)).await };
         self.check_name(name)?;
         remote.delete(name).await
     }
@@ -88,9 +93,10 @@ impl Registry {
         if reading.up_to_date {
             // A client that was elsewhere before is ahead of what was heard here.
             let mut state = entry.lock();
-            if state.known_tail() != Some(reading.next) {
-                self.doubt(&entry, &mut state);
-            }
+            let doubtful = state.known_tail() != Some(reading.next);
+            let tender = if doubtful { self.doubt(&entry, &mut state) } else { Woken::nobody() };
+            drop(state);
+            tender.wake();
         }
         Ok(reading)
     }
@@ -112,6 +118,29 @@ impl Registry {
         Ok(Begun::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
     }
 
+    /// Makes a change in memory and wakes the waiters for it. The first poll makes it, unless expired channels have to be evicted
+    /// for it and that takes longer than a poll may.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped once the change was made, it wakes the waiters that are left.
+    async fn locally<T>(&self, mut change: impl FnMut() -> Result<(T, Woken), Error>) -> Result<T, Error> {
+        let now = self.now();
+        let (done, mut woken) = loop {
+            match change() {
+                Err(Error::Full(_)) if self.may_have_room(now) => yield_now().await,
+                changed => break changed?,
+            }
+        };
+        sliced(|slice| self.finish(&mut woken, slice)).await;
+        Ok(done)
+    }
+
+    /// What is left to be done after a change was made: returns whether all of it is.
+    pub(crate) fn finish(&self, woken: &mut Woken, slice: &mut Slice) -> bool {
+        woken.wake_some(slice) && self.settle(slice) && self.evict_surplus(slice)
+    }
+
     /// What an engine has read, on this registry's clock.
     pub(super) fn reading(&self, page: Page) -> Reading {
         let until = page.left.map(|left| ends_in(left, self.now()));
@@ -120,11 +149,4 @@ impl Registry {
         reading
     }
 
-    /// The names of all channels, wherever their logs are.
-    pub(crate) async fn names_anywhere(&self) -> Result<Vec<String>, Error> {
-        match self.remote() {
-            None => Ok(self.names().collect()),
-            Some(remote) => remote.names().await,
-        }
-    }
 }

@@ -5,28 +5,30 @@ use std::sync::Arc;
 use super::{
     Append, Appended, Registry,
     entry::{Entry, Kept, State},
+    slice::Slice,
     waiters::Woken,
 };
 use crate::{
     Error,
-    engine::{Admission, Batch, Log, MediaType, Reason, Stamp, Writers, same_type},
+    engine::{Admission, Batch, Log, Reason, Stamp, Writers, same_type},
 };
 
 impl Registry {
-    /// Appends, closes, or both in one step, and wakes whoever waits.
-    pub(crate) fn append(&self, name: &str, mut append: Append<'_>) -> Result<Appended, Error> {
+    /// Appends, closes, or both in one step, and returns the waiters to be woken for it. What is refused leaves the batch to be
+    /// tried again.
+    pub(crate) fn append(&self, name: &str, append: &mut Append<'_>) -> Result<(Appended, Woken), Error> {
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
         self.change(name, |entry, state, now| {
-            let kept = self.log(entry, state, append.create, now)?;
-            let appended = self.append_to(kept, &mut append, now)?;
+            let kept = self.log(entry, state, append, now)?;
+            let appended = self.append_to(kept, append, now)?;
             kept.touched = now;
             if appended.duplicate {
                 return Ok((appended, Woken::nobody()));
             }
-            self.queue(kept, entry);
+            self.queue(kept, entry, now);
             Ok((appended, state.waiters.take()))
         })
     }
@@ -86,51 +88,60 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a change under the channel's lock, told what time it is, and wakes who is to be woken when it is released.
+    /// Makes a change under the channel's lock, given the time, and returns the waiters to be woken for it.
+    ///
+    /// If there is no room, channels that have expired are evicted, for as long as a poll may take. If that was not enough, and
+    /// there [may be](Self::may_have_room) more, the caller tries again in another poll.
     pub(super) fn change<T>(
         &self,
         name: &str,
         mut change: impl FnMut(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
-    ) -> Result<T, Error> {
+    ) -> Result<(T, Woken), Error> {
         let now = self.now();
         let mut attempt = || {
             self.edit(name, |entry, state| {
                 // One whose lifetime is over is none.
-                let fresh = self.living(state, now).is_none();
+                let fresh = self.living(entry, state, now).is_none();
                 let changed = change(entry, state, now);
                 if changed.is_err() && fresh {
                     // Made for what then could not be done.
-                    self.forget(state);
+                    self.forget(entry, state);
                 }
                 changed
             })
         };
         self.step(now);
-        let mut changed = attempt();
-        if matches!(changed, Err(Error::Full(_))) {
-            // There is room after all if something has aged out that nobody has looked after yet.
-            self.sweep(now);
+        let (mut changed, mut slice) = (attempt(), Slice::new());
+        while matches!(changed, Err(Error::Full(_))) && self.make_room(now, &mut slice) {
             changed = attempt();
         }
-        let (done, woken) = changed?;
-        woken.wake();
-        Ok(done)
+        changed
     }
 
-    /// The log of a channel, made if there is none and `create` gives its type.
+    /// The log of a channel, created if there is none and the append says with which type.
     fn log<'a>(
         &self,
         entry: &Arc<Entry>,
         state: &'a mut State,
-        create: Option<&MediaType>,
+        append: &Append<'_>,
         now: u64,
     ) -> Result<&'a mut Kept, Error> {
-        if self.living(state, now).is_none() {
-            let content_type = create.ok_or(Error::Unknown)?;
-            self.make(entry, state, now, |origin| Log::new(content_type.clone(), origin, now))?;
+        if self.living(entry, state, now).is_none() {
+            let content_type = append.create.ok_or(Error::Unknown)?;
+            if append.broadcast && state.waiters.len() == 0 {
+                // The waiters that it was for have left.
+                return Err(Error::Unknown);
+            }
+            self.make(entry, state, append.broadcast, now, Log::new(content_type.clone(), now))?;
         }
-        let kept = state.log.as_mut().expect("made just now if not before");
-        if kept.is_buried() { Err(Error::Gone(kept.log.gone(Reason::Deleted))) } else { Ok(kept) }
+        let kept = state.log.as_mut().expect("created above if there was none");
+        if kept.is_buried() {
+            return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
+        }
+        if !append.broadcast {
+            self.keep_transient(kept, entry, now)?;
+        }
+        Ok(kept)
     }
 }
 

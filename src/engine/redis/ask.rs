@@ -145,10 +145,10 @@ impl Redis {
             "found" => {}
             "deleted" => return Err(said.gone()?),
             _ => {
-                let origin = said.offset()?;
+                let absent_tail = said.offset()?;
                 return match said.flag()? {
-                    true => Ok(Found::Nothing(origin)),
-                    false => Err(Error::Gone(Gone::new(Reason::Unknown, origin, origin))),
+                    true => Ok(Found::Nothing(absent_tail)),
+                    false => Err(Error::Gone(Gone::new(Reason::Unknown, absent_tail, absent_tail))),
                 };
             }
         }
@@ -173,10 +173,10 @@ impl Redis {
         };
         let left = said.maybe_number()?.map(Duration::from_millis);
         let kept = usize::try_from(said.number()?).unwrap_or(usize::MAX);
-        let origin = Offset::new(0, said.number()?);
+        let absent_tail = Offset::new(0, said.number()?);
         let after = said.offset()?;
         let entries = said.list()?.into_iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(Found::Page(Page { content_type, log, closed, origin, tail, kept, lifetime, left, after, entries }))
+        Ok(Found::Page(Page { content_type, log, closed, absent_tail, tail, kept, lifetime, left, after, entries }))
     }
 
     pub(super) async fn ask_to_compare(&self, held: &[Held<'_>]) -> Result<Vec<Seen>, Error> {

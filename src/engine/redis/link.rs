@@ -7,16 +7,20 @@ use std::{
     error::Error as StdError,
     fmt,
     future::Future,
-    io,
+    io, mem,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::runtime::Handle;
 
 use super::call::Call;
-use crate::{Error, Limit, engine::Answer};
+use crate::{
+    Error, Limit,
+    engine::Answer,
+    sync::{Mutex, assert_unlocked},
+};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -80,10 +84,15 @@ impl Link {
             // Who may not load it, or may not yet, finds out when it is run.
             drop(script.load_async(connection).await);
         }
-        let mut state = self.state();
+        let opened = opened.ok();
+        let is_open = opened.is_some();
+        let mut state = self.state.lock();
         state.number += 1;
-        state.connection = opened.ok();
-        if state.connection.is_some() { Ok(()) } else { Err(Error::Unreachable) }
+        // Dropped after the lock is released: that wakes the task that drives it.
+        let before = mem::replace(&mut state.connection, opened);
+        drop(state);
+        drop(before);
+        if is_open { Ok(()) } else { Err(Error::Unreachable) }
     }
 
     async fn open(&self) -> Result<MultiplexedConnection, redis::RedisError> {
@@ -101,13 +110,14 @@ impl Link {
     }
 
     pub(super) fn poll_lost(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut state = self.state();
+        let watcher = cx.waker().clone();
+        // Declared before the lock is taken, so dropped after it is released.
+        let _replaced;
+        let mut state = self.state.lock();
         if state.connection.is_none() {
             return Poll::Ready(());
         }
-        if !state.watcher.as_ref().is_some_and(|watcher| watcher.will_wake(cx.waker())) {
-            state.watcher = Some(cx.waker().clone());
-        }
+        _replaced = state.watcher.replace(watcher);
         Poll::Pending
     }
 
@@ -153,7 +163,7 @@ impl Link {
     }
 
     fn connection(&self) -> Result<(MultiplexedConnection, u64), Error> {
-        let state = self.state();
+        let state = self.state.lock();
         let connection = state.connection.clone().ok_or(Error::Unreachable)?;
         Ok((connection, state.number))
     }
@@ -178,21 +188,19 @@ impl Link {
     }
 
     fn lose(&self, number: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.number != number {
             return;
         }
-        state.connection = None;
-        let watcher = state.watcher.take();
+        let (connection, watcher) = (state.connection.take(), state.watcher.take());
         drop(state);
+        assert_unlocked();
+        drop(connection);
         if let Some(watcher) = watcher {
             watcher.wake();
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
 }
 
 fn is_unknown_script(error: &redis::RedisError) -> bool {
@@ -231,6 +239,7 @@ impl<F: Future> Future for Within<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        assert_unlocked();
         let this = &mut *self;
         let _within = this.runtime.enter();
         this.future.as_mut().poll(cx)

@@ -1,15 +1,18 @@
-//! Appends that are under way at the same time, and go to Redis together: one script makes them, one after the other.
+//! Batches appends that are under way at the same time: one call of a script makes them, one after the other.
 //!
-//! To call a script costs Redis and its client as much as what this one does for an append. So who appends while enough calls are
-//! under way waits for one of them to come back, and goes with all others who do.
+//! Calling a script costs Redis and its client as much as an append in it does. So an append that finds enough calls under way
+//! waits until one of them has come back, and is then sent together with all others that wait.
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::Script;
 use std::{
     collections::VecDeque,
-    future::{Future, poll_fn},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
 };
 use tokio::{sync::oneshot, task::unconstrained};
 
@@ -18,10 +21,14 @@ use super::{
     call::Call,
     said::{Said, appended},
 };
-use crate::{Error, engine::Appended};
+use crate::{
+    Error,
+    engine::Appended,
+    sync::{Mutex, assert_unlocked},
+};
 
 /// How many calls are under way at a time: while one runs, the next is on its way.
-const LANES: usize = 6;
+const CALLS: usize = 6;
 
 /// How many appends go together, and how many bytes of them: Redis does nothing else meanwhile.
 const MOST: usize = 32;
@@ -42,55 +49,76 @@ pub(super) struct Together {
     link: Arc<Link>,
     script: Script,
     waiting: Mutex<Waiting>,
-    /// Held while some are taken and sent.
-    order: Mutex<()>,
 }
 
+/// Appends that are not sent yet.
 #[derive(Default)]
 struct Waiting {
     queue: VecDeque<(Wish, Outcome)>,
-    lanes: usize,
+    /// Whether an append is under way by itself.
+    alone: bool,
+    /// Whether a task sends the queue.
+    sending: bool,
+    /// That task, while it has nothing to send.
+    sender: Option<Waker>,
 }
 
 impl Together {
     pub(super) fn new(link: Arc<Link>, script: Script) -> Self {
-        Self { link, script, waiting: Mutex::default(), order: Mutex::default() }
+        Self { link, script, waiting: Mutex::default() }
     }
 
     /// Appends, together with others or alone. One that is dropped before it was sent is not made.
     pub(super) async fn append(self: &Arc<Self>, wish: Wish) -> Result<Appended, Error> {
         match self.enter(wish) {
-            Turn::Alone(wish, _lane) => self.send(self.call([&wish].into_iter())).await?.next().and_then(appended),
-            // Without an outcome the runtime was shut down: nobody knows how far it came.
+            Turn::Alone(wish, _alone) => self.send(self.call([&wish].into_iter())).await?.next().and_then(appended),
+            // Without an outcome the runtime was shut down: how far it came is not known.
             Turn::Together(made) => made.await.unwrap_or(Err(Error::Uncertain)),
         }
     }
 
     fn enter(self: &Arc<Self>, wish: Wish) -> Turn {
-        let mut waiting = self.waiting();
-        if waiting.lanes == 0 {
-            // Nobody is under way: it is not worth a task.
-            waiting.lanes = 1;
+        let mut waiting = self.waiting.lock();
+        if !waiting.alone && !waiting.sending {
+            // Nothing is under way: it is not worth a task.
+            waiting.alone = true;
             return Turn::Alone(wish, Alone(self.clone()));
         }
         let (outcome, made) = oneshot::channel();
         waiting.queue.push_back((wish, outcome));
-        if waiting.lanes < LANES {
-            waiting.lanes += 1;
-            drop(waiting);
-            self.begin_lane();
+        let (begins, sender) = (!mem::replace(&mut waiting.sending, true), waiting.sender.take());
+        drop(waiting);
+        assert_unlocked();
+        if begins {
+            self.link.runtime().spawn(Sender { together: self.clone(), calls: FuturesUnordered::new(), left: false });
+        } else if let Some(sender) = sender {
+            sender.wake();
         }
         Turn::Together(made)
     }
 
-    /// There is room for it.
-    fn begin_lane(self: &Arc<Self>) {
-        let lane = Lane { together: self.clone(), left: false };
-        self.link.runtime().spawn(lane.run());
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The appends that go next, as many as one call may carry.
+    fn take(&self) -> Vec<(Wish, Outcome)> {
+        // Dropped after the lock is released, for both are foreign.
+        let mut cancelled = Vec::new();
+        let mut waiting = self.waiting.lock();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some((wish, outcome)) = waiting.queue.pop_front() {
+            if outcome.is_closed() {
+                cancelled.push((wish, outcome));
+                continue;
+            }
+            bytes += wish.data.len();
+            if !taken.is_empty() && bytes > MOST_BYTES {
+                waiting.queue.push_front((wish, outcome));
+                break;
+            }
+            taken.push((wish, outcome));
+            if taken.len() == MOST {
+                break;
+            }
+        }
+        taken
     }
 
     fn call<'a>(&self, wishes: impl ExactSizeIterator<Item = &'a Wish> + Clone) -> Call<'_> {
@@ -114,98 +142,103 @@ enum Turn {
     Together(oneshot::Receiver<Result<Appended, Error>>),
 }
 
-/// One that is under way alone. When it is over, or dropped, those who came meanwhile go.
+/// An append that is under way by itself.
 struct Alone(Arc<Together>);
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiting();
-        if waiting.queue.is_empty() {
-            waiting.lanes -= 1;
-        } else {
-            drop(waiting);
-            self.0.begin_lane();
-        }
+        self.0.waiting.lock().alone = false;
     }
 }
 
-/// Sends what waits, until nothing does.
-struct Lane {
+type Sending = Pin<Box<dyn Future<Output = (Vec<Outcome>, Result<Said, Error>)> + Send>>;
+
+/// The task that sends the queue, until that is empty and all calls have come back. There is one at a time, so that what was
+/// queued first is sent first: two appends that one task has begun one after the other are made in that order.
+struct Sender {
     together: Arc<Together>,
+    calls: FuturesUnordered<Sending>,
     left: bool,
 }
 
-impl Lane {
-    async fn run(mut self) {
-        while let Some((outcomes, mut said)) = self.send().await {
-            for outcome in outcomes {
-                // Who does not want to know it any more is not told.
-                let _ = outcome.send(match &mut said {
-                    Ok(said) => said.next().and_then(appended),
-                    Err(Error::Full(limit)) => Err(Error::Full(*limit)),
-                    Err(Error::Uncertain) => Err(Error::Uncertain),
-                    Err(_) => Err(Error::Unreachable),
-                });
-            }
-        }
-    }
+impl Future for Sender {
+    type Output = ();
 
-    /// Sends those who go next, and says what is said to them.
-    async fn send(&mut self) -> Option<(Vec<Outcome>, Result<Said, Error>)> {
-        let together = self.together.clone();
-        let (mut outcomes, mut sending) = (Vec::new(), None);
-        let said = poll_fn(|cx| {
-            if sending.is_none() {
-                // Who came first goes first, whichever lane it is in: two appends that one task has begun one after the other are
-                // made in that order.
-                let _order = together.order.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(taken) = self.take() else { return Poll::Ready(None) };
-                let call = together.call(taken.iter().map(|(wish, _)| wish));
-                outcomes.extend(taken.into_iter().map(|(_, outcome)| outcome));
-                return sending.insert(Box::pin(together.send(call))).as_mut().poll(cx).map(Some);
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        assert_unlocked();
+        let this = &mut *self;
+        loop {
+            while let Poll::Ready(Some((outcomes, said))) = this.calls.poll_next_unpin(cx) {
+                report(outcomes, said);
             }
-            sending.as_mut().map_or(Poll::Ready(None), |sending| sending.as_mut().poll(cx).map(Some))
-        });
-        let said = said.await?;
-        Some((outcomes, said))
-    }
-
-    /// Those who go next. If there are none, this is no lane any more, and whoever comes begins another.
-    fn take(&mut self) -> Option<Vec<(Wish, Outcome)>> {
-        let mut waiting = self.together.waiting();
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while let Some((wish, outcome)) = waiting.queue.pop_front() {
-            if outcome.is_closed() {
-                continue;
-            }
-            bytes += wish.data.len();
-            if !taken.is_empty() && bytes > MOST_BYTES {
-                waiting.queue.push_front((wish, outcome));
-                break;
-            }
-            taken.push((wish, outcome));
-            if taken.len() == MOST {
-                break;
+            let sent = this.send_next(cx);
+            if sent == 0 && this.has_nothing_to_send(cx) {
+                return if this.left { Poll::Ready(()) } else { Poll::Pending };
             }
         }
-        if taken.is_empty() {
-            waiting.lanes -= 1;
-            self.left = true;
-            return None;
-        }
-        Some(taken)
     }
 }
 
-impl Drop for Lane {
-    /// It was stopped: with the runtime. Nobody waits for what nobody sends.
+impl Sender {
+    /// Sends as many calls as may be under way.
+    fn send_next(&mut self, cx: &mut Context<'_>) -> usize {
+        let mut sent = 0;
+        while self.calls.len() < CALLS {
+            let taken = self.together.take();
+            if taken.is_empty() {
+                break;
+            }
+            sent += 1;
+            let (wishes, outcomes): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
+            let together = self.together.clone();
+            let mut call: Sending =
+                Box::pin(async move { (outcomes, together.send(together.call(wishes.iter())).await) });
+            // The first poll sends it, before the next one is taken.
+            match call.as_mut().poll(cx) {
+                Poll::Ready((outcomes, said)) => report(outcomes, said),
+                Poll::Pending => self.calls.push(call),
+            }
+        }
+        sent
+    }
+
+    /// Waits for calls to come back or appends to be queued; leaves if there are neither.
+    fn has_nothing_to_send(&mut self, cx: &Context<'_>) -> bool {
+        let sender = cx.waker().clone();
+        // Declared before the lock is taken, so dropped after it is released.
+        let _replaced;
+        let mut waiting = self.together.waiting.lock();
+        if self.calls.len() < CALLS && !waiting.queue.is_empty() {
+            return false;
+        }
+        self.left = self.calls.is_empty();
+        waiting.sending = !self.left;
+        _replaced = if self.left { waiting.sender.take() } else { waiting.sender.replace(sender) };
+        true
+    }
+}
+
+/// Reports what came of a call. An append that was dropped does not want to know.
+fn report(outcomes: Vec<Outcome>, mut said: Result<Said, Error>) {
+    for outcome in outcomes {
+        let _ = outcome.send(match &mut said {
+            Ok(said) => said.next().and_then(appended),
+            Err(Error::Full(limit)) => Err(Error::Full(*limit)),
+            Err(Error::Uncertain) => Err(Error::Uncertain),
+            Err(_) => Err(Error::Unreachable),
+        });
+    }
+}
+
+impl Drop for Sender {
+    /// If it was dropped with its runtime, what is queued is not sent, and is not waited for.
     fn drop(&mut self) {
         if self.left {
             return;
         }
-        let mut waiting = self.together.waiting();
-        waiting.lanes -= 1;
-        let unsent = if waiting.lanes == 0 { std::mem::take(&mut waiting.queue) } else { VecDeque::new() };
+        let mut waiting = self.together.waiting.lock();
+        waiting.sending = false;
+        let unsent = (mem::take(&mut waiting.queue), waiting.sender.take());
         drop(waiting);
         drop(unsent);
     }

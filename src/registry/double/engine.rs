@@ -88,7 +88,7 @@ impl Log {
             data: Bytes::from(format!("[{number}]")),
         });
         Ok(Found::Page(Page {
-            origin: self.origin,
+            absent_tail: self.origin,
             content_type: "application/json".into(),
             log: self.tag << 32,
             closed: self.closed,

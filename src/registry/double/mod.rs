@@ -10,6 +10,7 @@ mod waits;
 
 use std::{
     future::poll_fn,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -63,12 +64,12 @@ impl Node {
     }
 
     /// A wait after a place that somebody was given by this node or by another.
-    fn wait(&self, after: Offset) -> Wait {
-        Wait::new(self.registry.clone(), NAME, after, after != Offset::ZERO)
+    fn wait(&self, after: Offset) -> Pin<Box<Wait>> {
+        Box::pin(Wait::new(self.registry.clone(), NAME, after, after != Offset::ZERO))
     }
 
     /// A wait that is parked, of who has read a number that was appended just now.
-    async fn parked_after(&self, number: u64) -> Wait {
+    async fn parked_after(&self, number: u64) -> Pin<Box<Wait>> {
         self.engine.append(number);
         let (_, place) = self.read(Start::Earliest).await;
         let mut wait = self.wait(place);
@@ -81,7 +82,7 @@ impl Node {
         let (mut seen, mut next) = self.read(Start::Earliest).await;
         while seen.len() < many {
             let mut wait = self.wait(next);
-            match timeout(patience, poll_fn(|cx| wait.poll(cx, NEVER, ALL))).await {
+            match timeout(patience, poll_fn(|cx| wait.as_mut().poll(cx, NEVER, ALL))).await {
                 Ok(Ended::Read(reading)) => {
                     next = reading.next;
                     seen.extend(numbers(reading));
@@ -95,13 +96,13 @@ impl Node {
 }
 
 /// Polls a wait once.
-fn poll(wait: &mut Wait) -> Poll<Ended> {
-    wait.poll(&mut Context::from_waker(Waker::noop()), NEVER, ALL)
+fn poll(wait: &mut Pin<Box<Wait>>) -> Poll<Ended> {
+    wait.as_mut().poll(&mut Context::from_waker(Waker::noop()), NEVER, ALL)
 }
 
 /// How a wait ends, if it does within a time.
-async fn ended(wait: &mut Wait, within: Duration) -> Option<Ended> {
-    timeout(within, poll_fn(|cx| wait.poll(cx, NEVER, ALL))).await.ok()
+async fn ended(wait: &mut Pin<Box<Wait>>, within: Duration) -> Option<Ended> {
+    timeout(within, poll_fn(|cx| wait.as_mut().poll(cx, NEVER, ALL))).await.ok()
 }
 
 fn numbers(reading: Reading) -> Vec<u64> {

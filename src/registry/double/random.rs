@@ -48,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Client {
     seen: Vec<u64>,
     place: Start,
-    wait: Option<Wait>,
+    wait: Option<Pin<Box<Wait>>>,
 }
 
 impl Client {
@@ -58,7 +58,7 @@ impl Client {
             match read {
                 Ok(Ok(reading)) if reading.is_empty() => {
                     let existed = reading.content_type.is_some();
-                    self.wait = Some(Wait::new(node.registry.clone(), NAME, reading.next, existed));
+                    self.wait = Some(Box::pin(Wait::new(node.registry.clone(), NAME, reading.next, existed)));
                 }
                 Ok(Ok(reading)) => {
                     self.take(reading);

@@ -108,7 +108,7 @@ async fn deletion_ends_a_wait_and_what_is_made_then_is_another_channel() {
     assert!(matches!(ended(&mut wait, SOON).await, Some(Ended::Deleted)));
     // Who comes now waits for what is made next.
     let (_, place) = node.read(Start::Tail).await;
-    let mut wait = Wait::new(node.registry.clone(), NAME, place, false);
+    let mut wait = Box::pin(Wait::new(node.registry.clone(), NAME, place, false));
     assert!(poll(&mut wait).is_pending());
     node.engine.append(2);
     let Some(Ended::Read(reading)) = ended(&mut wait, SOON).await else { panic!("it is made") };

@@ -17,7 +17,7 @@ type Waiting = Box<dyn FnMut(&mut Context<'_>) -> Poll<Ended> + Send>;
 /// The registry's own.
 fn a_wait(registry: &Arc<Registry>) -> Waiting {
     let mut wait = wait(registry);
-    Box::new(move |cx| wait.poll(cx, NEVER, ALL))
+    Box::new(move |cx| wait.as_mut().poll(cx, NEVER, ALL))
 }
 
 /// Looks, lets go of the lock, and registers.
@@ -68,10 +68,10 @@ fn a_time_out_meets_an_append(place: fn(&Registry, &Reading) -> Offset) -> &'sta
         move || {
             let waker = Task::new(|_| Poll::<()>::Pending).waker();
             let mut cx = Context::from_waker(&waker);
-            if wait.poll(&mut cx, NEVER, ALL).is_ready() {
+            if wait.as_mut().poll(&mut cx, NEVER, ALL).is_ready() {
                 return ("found", own);
             }
-            match wait.poll(&mut cx, 0, ALL) {
+            match wait.as_mut().poll(&mut cx, 0, ALL) {
                 Poll::Ready(Ended::Read(_)) => ("found when the time was over", own),
                 Poll::Ready(Ended::TimedOut(reading)) => ("timed out", place(&registry, &reading)),
                 _ => (ASLEEP, own),

@@ -89,7 +89,7 @@ fn a_release_meets_an_append(place: fn(&Registry, &Reading) -> Offset) -> &'stat
     let mut task = Task::new({
         let registry = registry.clone();
         move |cx: &mut Context<'_>| {
-            wait.poll(cx, NEVER, ALL).map(|ended| match ended {
+            wait.as_mut().poll(cx, NEVER, ALL).map(|ended| match ended {
                 Ended::Read(_) => None,
                 Ended::Released(reading) => Some(place(&registry, &reading)),
                 _ => panic!("neither read nor released"),
@@ -131,7 +131,7 @@ type Waiting = Task<Box<dyn FnMut(&mut Context<'_>) -> Poll<&'static str> + Send
 fn a_wait(registry: &Arc<Registry>) -> Waiting {
     let mut wait = wait(registry);
     Task::new(Box::new(move |cx| {
-        wait.poll(cx, NEVER, ALL).map(|ended| match ended {
+        wait.as_mut().poll(cx, NEVER, ALL).map(|ended| match ended {
             Ended::Released(_) => "released",
             _ => "ended otherwise",
         })
@@ -242,7 +242,7 @@ fn a_newcomer_is_not_taken_for_who_was_released() {
         // Counted already, so that draining does not keep it out.
         let mut coming = wait(&registry);
         coming.admit().unwrap();
-        let mut coming = Task::new(move |cx| coming.poll(cx, NEVER, ALL));
+        let mut coming = Task::new(move |cx| coming.as_mut().poll(cx, NEVER, ALL));
         registry.drain();
         let newcomer = thread::spawn(move || (coming.run(), coming));
         registry.release(1);

@@ -16,6 +16,7 @@ use ::loom::model::Builder;
 use std::{
     collections::BTreeSet,
     mem,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
@@ -115,14 +116,16 @@ fn registry_with_history() -> Arc<Registry> {
 
 fn publish(registry: &Registry) -> Offset {
     let batch = Batch::value("news").unwrap();
-    let append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
-    registry.append(NAME, append).unwrap().tail
+    let mut append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
+    let (appended, woken) = registry.append(NAME, &mut append).unwrap();
+    woken.wake();
+    appended.tail
 }
 
 /// A wait for what comes next.
-fn wait(registry: &Arc<Registry>) -> Wait {
+fn wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
     match registry.read_or_wait(NAME, Start::Tail, ALL) {
-        Ok(Begun::Wait(wait)) => wait,
+        Ok(Begun::Wait(wait)) => Box::pin(wait),
         _ => panic!("there is nothing after the tail"),
     }
 }
@@ -130,7 +133,7 @@ fn wait(registry: &Arc<Registry>) -> Wait {
 /// The same, as a task.
 fn waiting(registry: &Arc<Registry>) -> Task<impl FnMut(&mut Context<'_>) -> Poll<Ended> + Send + use<>> {
     let mut wait = wait(registry);
-    Task::new(move |cx| wait.poll(cx, NEVER, ALL))
+    Task::new(move |cx| wait.as_mut().poll(cx, NEVER, ALL))
 }
 
 fn messages_after(registry: &Registry, offset: Offset) -> usize {

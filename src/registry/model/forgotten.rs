@@ -67,7 +67,7 @@ fn who_held_the_offset_of_an_unknown_channel_is_told_that_it_was_forgotten() {
     with_paused_clock(async {
         let registry = registry(aging());
         for _ in 0..3 {
-            let origin = registry.origin(NAME);
+            let origin = registry.absent_tail(NAME);
             let tail = publish(&registry, "missed");
             // The queue looks at it when it has aged out, and when its readers should be back.
             advance(LINGER).await;
@@ -75,7 +75,7 @@ fn who_held_the_offset_of_an_unknown_channel_is_told_that_it_was_forgotten() {
             assert_eq!(read(&registry, tail), Err(Reason::Unknown));
             assert_eq!(registry.peek(NAME).unwrap().map(|peek| peek.tail), None);
 
-            let next = registry.origin(NAME);
+            let next = registry.absent_tail(NAME);
             assert_ne!(next, origin);
             assert_eq!(read(&registry, next).unwrap(), [""; 0]);
             publish(&registry, "again");
@@ -92,9 +92,9 @@ fn who_held_the_offset_of_an_unknown_channel_is_told_that_it_was_forgotten() {
 #[test]
 fn who_held_the_offset_of_an_unknown_channel_is_told_that_something_was_deleted() {
     let registry = registry(Retention::unbounded());
-    let origin = registry.origin(NAME);
+    let origin = registry.absent_tail(NAME);
     publish(&registry, "missed");
-    registry.delete(NAME).unwrap();
+    registry.delete(NAME).unwrap().1.wake();
     publish(&registry, "another");
     assert_eq!(read(&registry, origin), Err(Reason::OtherLog));
 }
@@ -112,7 +112,7 @@ fn a_channel_is_remembered_a_minute_after_its_last_reader_and_for_good_if_it_was
         assert_eq!(read(&registry, tail), Err(Reason::Unknown));
 
         let creation = Creation { content_type: Some(registry.json().clone()), ..Creation::default() };
-        registry.create(NAME, &creation).unwrap();
+        registry.create(NAME, &creation).unwrap().1.wake();
         let tail = publish(&registry, "news");
         advance(100 * LINGER).await;
         assert_eq!(read(&registry, tail).unwrap(), [""; 0]);

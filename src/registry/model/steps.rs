@@ -9,6 +9,7 @@ use proptest::{
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -65,7 +66,7 @@ struct World<'a> {
 }
 
 struct Waiting {
-    wait: Wait,
+    wait: Pin<Box<Wait>>,
     place: Place,
     parked: bool,
     admitted: bool,
@@ -128,7 +129,7 @@ impl World<'_> {
             (Ok(expected), Ok(reading)) if expected.texts.is_empty() && !expected.closed => {
                 self.came_true("a read that finds nothing");
                 let wait = match self.registry.read_or_wait(NAME, Start::After(offset), limit) {
-                    Ok(Begun::Wait(wait)) => wait,
+                    Ok(Begun::Wait(wait)) => Box::pin(wait),
                     _ => panic!("it found nothing just now"),
                 };
                 assert_eq!((wait.after(), wait.existed()), (reading.next, existed));
@@ -153,7 +154,7 @@ impl World<'_> {
         let waiting = &mut self.waits[index];
         waiting.bell.0.store(false, Relaxed);
         let waker = Waker::from(waiting.bell.clone());
-        let ended = waiting.wait.poll(&mut Context::from_waker(&waker), if over { 0 } else { NEVER }, ALL);
+        let ended = waiting.wait.as_mut().poll(&mut Context::from_waker(&waker), if over { 0 } else { NEVER }, ALL);
         let place = waiting.place;
         if let Poll::Ready(Ended::Deleted) = ended {
             // It may look at what it was on, which is out of the map, or at what is there now.
@@ -206,7 +207,7 @@ impl World<'_> {
         if fresh {
             self.everybody_is_woken();
         }
-        let created = created.unwrap();
+        let (created, _) = created.unwrap();
         assert_eq!(created.fresh, fresh);
         self.is_tail(created.tail);
     }
@@ -225,7 +226,8 @@ impl World<'_> {
     fn delete(&mut self) {
         self.step();
         match self.registry.delete(NAME) {
-            Ok(tail) => {
+            Ok((tail, woken)) => {
+                woken.wake();
                 self.is_tail(tail);
                 assert!(self.model.delete());
                 self.everybody_is_woken();
@@ -263,9 +265,13 @@ impl World<'_> {
     fn glance(&self, offset: Offset) -> Result<Reading, Reason> {
         let entry = self.registry.map.find(NAME);
         let state = entry.as_ref().map(|entry| entry.lock());
+        let start = match (&entry, &state) {
+            (Some(entry), Some(state)) => self.registry.resolve(entry, state, Start::After(offset)),
+            _ => Start::After(offset),
+        };
         let reading = match state.as_ref().and_then(|state| state.log.as_ref()) {
-            Some(kept) => kept.log.read(Start::After(offset), ALL),
-            None if offset == self.registry.origin(NAME) => Ok(Reading::unknown(offset)),
+            Some(kept) => kept.log.read(start, ALL),
+            None if offset == self.registry.absent_tail(NAME) => Ok(Reading::unknown(offset)),
             None => return Err(Reason::Unknown),
         };
         reading.map_err(|gone| gone.reason())
