@@ -8,6 +8,11 @@ use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
 /// Any closure from an [`Access`] to a future of `Result<_, Denied>` is one; what need not wait returns
 /// [`std::future::ready`]. It is asked before anything of a request's body is read.
 ///
+/// A hook must decide within [`Route::hook_timeout`](crate::Route::hook_timeout); otherwise the layer drops its future and
+/// answers 503. A hook that panics (in the call, in a poll of its future or in the drop of that future) denies its own request
+/// with 500 and affects no other; with `panic = "abort"` the process ends, as with any panic. The layer puts nothing of a
+/// panic into the response. The process's panic hook prints it as usual: see [`std::panic::set_hook`].
+///
 /// Whoever sends the request should be known by then: put the layer that authenticates outside of the
 /// [`CometLayer`](crate::CometLayer), and let it leave what it found in the request's extensions.
 ///

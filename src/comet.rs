@@ -143,6 +143,8 @@ impl Comet {
             appends: usage.appends(),
             delivered: usage.delivered(),
             timed_out: usage.timed_out(),
+            hook_timeouts: usage.hook_timeouts(),
+            hook_panics: usage.hook_panics(),
         }
     }
 
@@ -305,4 +307,9 @@ pub struct Stats {
     pub delivered: u64,
     /// Waits over HTTP that timed out since the start.
     pub timed_out: u64,
+    /// Calls of an [`Authorize`](crate::Authorize) hook that exceeded
+    /// [`Route::hook_timeout`](crate::Route::hook_timeout) since the start.
+    pub hook_timeouts: u64,
+    /// Calls of an [`Authorize`](crate::Authorize) hook that panicked since the start.
+    pub hook_panics: u64,
 }

@@ -85,7 +85,8 @@
 //! | 400 | a malformed offset, query or path |
 //! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
 //! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
-//! | 503 | a limit is reached, or the server is closing: try again after `Retry-After` |
+//! | 500 | the route's [`Authorize`] hook panicked |
+//! | 503 | a limit is reached, the server is closing, or the hook exceeded [`Route::hook_timeout`]: try again after `Retry-After` |
 //!
 //! A route that allows it also takes `POST` (append, and with `Stream-Closed: true` the end of the stream), `PUT` (create) and
 //! `DELETE`. A [strict](Route::strict) route follows the protocol to the letter, and passes all 332 tests of its suite.

@@ -48,8 +48,11 @@ pub enum Outcome {
     Gone,
     /// The route's [`Authorize`](crate::Authorize) said no.
     Denied,
-    /// A limit was reached, or the server is closing: 503, 413, 408.
+    /// A limit was reached, the server is closing, or the route's [`Authorize`](crate::Authorize) hook exceeded
+    /// [`Route::hook_timeout`](crate::Route::hook_timeout): 503, 413, 408.
     Refused,
+    /// The route's [`Authorize`](crate::Authorize) hook panicked: 500.
+    Failed,
     /// The request was no good: any other 4xx.
     Invalid,
 }

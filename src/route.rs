@@ -37,6 +37,7 @@ pub struct Route {
     pub(crate) max_wait: Duration,
     pub(crate) max_chunk: usize,
     pub(crate) body_timeout: Duration,
+    pub(crate) hook_timeout: Duration,
     pub(crate) channel: Option<String>,
     pub(crate) read: Gate,
     pub(crate) append: Gate,
@@ -55,6 +56,7 @@ impl Route {
             max_wait: Duration::from_secs(25),
             max_chunk: 1024 * 1024,
             body_timeout: Duration::from_secs(10),
+            hook_timeout: Duration::from_secs(10),
             channel: None,
             read: Gate::Open,
             append: Gate::Shut,
@@ -126,6 +128,37 @@ impl Route {
     /// How long the body of a request may take to arrive as a whole. Default 10 s. Beyond: 408.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.body_timeout = timeout;
+        self
+    }
+
+    /// Bounds the time that an [`Authorize`] hook of this route takes to decide. Default 10 s. A hook that exceeds it is
+    /// dropped, and the request is answered with 503, `Retry-After` and the reason `hook-timeout`.
+    ///
+    /// Each call of a hook has this time: a `POST` that appends and closes calls two hooks, and a fork calls one for
+    /// the channel and one for its source, with the limit of the source's route. A hook that blocks its
+    /// thread instead of returning `Poll::Pending` cannot be timed out.
+    ///
+    /// [`Stats::hook_timeouts`](crate::Stats::hook_timeouts) counts the hooks that exceeded it.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+    /// use axum::{Router, body::Body, http::Request};
+    /// use std::{future::pending, time::Duration};
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Access, Comet, CometLayer, Denied, Route};
+    ///
+    /// let comet = Comet::new();
+    /// let route = Route::new().hook_timeout(Duration::from_secs(2)).read_by(|_: Access| pending::<Result<(), Denied>>());
+    /// let app = Router::<()>::new().layer(CometLayer::new(comet.clone()).route("/rooms/{room}", route));
+    ///
+    /// let response = app.oneshot(Request::get("/rooms/42").body(Body::empty())?).await?;
+    /// assert_eq!(response.status(), 503);
+    /// assert_eq!(comet.stats().hook_timeouts, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn hook_timeout(mut self, timeout: Duration) -> Self {
+        self.hook_timeout = timeout;
         self
     }
 

@@ -19,8 +19,8 @@ use crate::{ResponseBody, ResponseFuture, protocol, routes::Routes};
 ///
 /// # Panics
 ///
-/// Outside of a tokio runtime with its timer, when a request on a route waits or has a body: both have a deadline. What is passed
-/// on needs nothing.
+/// Outside of a tokio runtime with its timer, when a request on a route waits, has a body or calls an
+/// [`Authorize`](crate::Authorize) hook: all three have a deadline. A request that goes to the inner service needs no runtime.
 #[derive(Clone)]
 pub struct CometService<S> {
     inner: S,

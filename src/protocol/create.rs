@@ -102,8 +102,8 @@ where
     create(target, asked?, source, content).await
 }
 
-/// The name of the channel to fork, by the route of its path, if that lets this request read it. That it does not, and that
-/// there is none, look the same.
+/// Returns the name of the channel to fork, by the route of its path, if that route lets this request read it. A denied
+/// source and an absent one have the same answer. A hook that fails does not: it is asked whether the source exists or not.
 async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<String, Problem> {
     let (route, name) = target.routes.find(path, &Method::GET).ok_or_else(Problem::not_found)?;
     let name = name.map_err(|error| Problem::bad_name(error.as_str()))?;
@@ -111,6 +111,7 @@ async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<Str
     let source = Target { route: Held::Lent(route), name, ..target.clone() };
     match source.ask(&[Action::Read], parts).await {
         Ok(source) => Ok(source.name),
+        Err(problem) if problem.is_server_error() => Err(problem),
         Err(_) => Err(Problem::not_found()),
     }
 }

@@ -6,7 +6,7 @@
 //! | file | |
 //! | --- | --- |
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
-//! | `target` | what a request is addressed to, and whether it may |
+//! | `target`, `hook` | what a request is addressed to, and whether it may; running the hook that decides |
 //! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
 //! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
@@ -19,6 +19,7 @@ mod delete;
 mod event;
 mod head;
 mod headers;
+mod hook;
 mod lifetime;
 mod long_poll;
 mod payload;

@@ -68,6 +68,18 @@ impl Problem {
         Self::unavailable("full", limit.to_string())
     }
 
+    pub(super) fn hook_timeout() -> Self {
+        Self::unavailable("hook-timeout", "the server did not decide in time whether this request is allowed")
+    }
+
+    /// Without the panic's payload, which may contain secrets.
+    pub(super) fn hook_panicked() -> Self {
+        let detail = "the server failed to decide whether this request is allowed";
+        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "hook-panicked", detail);
+        problem.outcome = Outcome::Failed;
+        problem
+    }
+
     /// 503, to be tried again; not by everybody in the same moment.
     fn unavailable(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
@@ -123,6 +135,10 @@ impl Problem {
     fn refused(mut self) -> Self {
         self.outcome = Outcome::Refused;
         self
+    }
+
+    pub(super) fn is_server_error(&self) -> bool {
+        self.status.is_server_error()
     }
 
     pub(super) fn into_answer(self) -> Answer {

@@ -3,7 +3,7 @@
 use http::request::Parts;
 use std::{ops::Deref, sync::Arc};
 
-use super::problem::Problem;
+use super::{hook::decide, problem::Problem};
 use crate::{Access, Action, Denied, Route, access::Gate, registry::Registry, routes::Routes};
 
 /// What a request is addressed to.
@@ -70,7 +70,8 @@ impl Target<'_> {
                 Gate::Shut => return Err(Denied::forbidden().into()),
                 Gate::Ask(ask) => ask.clone(),
             };
-            let grant = ask.ask(Access::new(self.name.clone(), action, parts.clone())).await?;
+            let access = Access::new(self.name.clone(), action, parts.clone());
+            let grant = decide(self.registry.usage(), &*ask, access, self.route.hook_timeout).await?;
             let channel = grant.into_channel().unwrap_or_else(|| self.name.clone());
             if granted.as_ref().is_some_and(|granted| *granted != channel) {
                 return Err(Denied::forbidden().into());

@@ -54,6 +54,8 @@ pub(crate) struct Usage {
     appends: AtomicU64,
     delivered: AtomicU64,
     timed_out: AtomicU64,
+    hook_timeouts: AtomicU64,
+    hook_panics: AtomicU64,
 }
 
 impl Usage {
@@ -67,6 +69,8 @@ impl Usage {
             appends: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             timed_out: AtomicU64::new(0),
+            hook_timeouts: AtomicU64::new(0),
+            hook_panics: AtomicU64::new(0),
         }
     }
 
@@ -98,6 +102,14 @@ impl Usage {
 
     pub(crate) fn timed_out(&self) -> u64 {
         self.timed_out.load(Relaxed)
+    }
+
+    pub(crate) fn hook_timeouts(&self) -> u64 {
+        self.hook_timeouts.load(Relaxed)
+    }
+
+    pub(crate) fn hook_panics(&self) -> u64 {
+        self.hook_panics.load(Relaxed)
     }
 
     pub(super) fn admit_wait(&self, limits: &Limits) -> Result<(), Limit> {
@@ -182,5 +194,13 @@ impl Usage {
 
     pub(crate) fn count_timed_out(&self) {
         self.timed_out.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_hook_timeout(&self) {
+        self.hook_timeouts.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_hook_panic(&self) {
+        self.hook_panics.fetch_add(1, Relaxed);
     }
 }
