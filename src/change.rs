@@ -43,7 +43,7 @@ pub struct Change {
 
 enum Stage {
     Begun(What),
-    /// What was to be appended could not be encoded.
+    /// What was to be appended could not be encoded, or the content type is malformed.
     Refused(Error),
     /// Made in memory; some waiters are still to be woken.
     Waking(Woken, Offset),
@@ -85,8 +85,9 @@ impl Change {
         Self::new(registry, name, What::Append { batch: None, close: true, stamp: None, again: false })
     }
 
-    pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Creation) -> Self {
-        Self::new(registry, name, What::Create(Box::new(creation)))
+    pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Result<Creation, Error>) -> Self {
+        let what = creation.map(|creation| What::Create(Box::new(creation)));
+        Self { registry, name, stage: what.map_or_else(Stage::Refused, Stage::Begun) }
     }
 
     pub(crate) fn delete(registry: Arc<Registry>, name: Arc<str>) -> Self {
@@ -183,8 +184,7 @@ impl What {
         match self {
             Self::Append { batch, close, stamp, again } => {
                 let (create, stamp) = (Some(registry.json()), stamp.as_ref());
-                let mut append =
-                    Append { batch: batch.take(), create, close: *close, stamp, ..Append::default() };
+                let mut append = Append { batch: batch.take(), create, close: *close, stamp, ..Append::default() };
                 let made = registry.append(name, &mut append);
                 *batch = append.batch;
                 let (appended, woken) = made?;

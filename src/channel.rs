@@ -158,7 +158,7 @@ impl Channel {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn create(&self, how: impl Into<Create>) -> Change {
-        Change::create(self.registry.clone(), self.name.clone(), how.into().creation)
+        Change::create(self.registry.clone(), self.name.clone(), how.into().into_creation())
     }
 
     /// Ends the stream: everybody who waits is told at once, later readers when they reach the end, and nothing

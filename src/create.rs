@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::time::{Duration, SystemTime};
 
 use crate::{
-    Channel, Offset,
+    Channel, Error, Offset,
     engine::Start,
     registry::{Creation, Fork, Lifetime},
 };
@@ -31,13 +31,17 @@ use crate::{
 #[derive(Clone, Debug)]
 #[must_use = "this says how; `Channel::create` does it"]
 pub struct Create {
-    pub(crate) creation: Creation,
+    creation: Creation,
+    /// The content type did not parse: `Channel::create` returns the error.
+    malformed: bool,
 }
 
 impl Create {
-    /// A channel of this content type.
+    /// A channel of this content type. [`Channel::create`] returns [`Error::MediaType`] if it is malformed.
     pub fn new(content_type: &str) -> Self {
-        Self { creation: Creation { content_type: Some(content_type.into()), ..Creation::default() } }
+        let content_type = content_type.parse().ok();
+        let malformed = content_type.is_none();
+        Self { creation: Creation { content_type, ..Creation::default() }, malformed }
     }
 
     /// A fork: a channel that begins with what another one of the same [`Comet`](crate::Comet) holds, at the same offsets and without
@@ -46,7 +50,7 @@ impl Create {
     /// The source may go its own way, and may be deleted; its name stays taken until its last fork is gone.
     pub fn fork_of(source: &Channel) -> Self {
         let fork = Fork { source: source.name().into(), at: None, part: 0 };
-        Self { creation: Creation { fork: Some(fork), ..Creation::default() } }
+        Self { creation: Creation { fork: Some(fork), ..Creation::default() }, malformed: false }
     }
 
     /// Forks at this place of the source, instead of at its tail. Without effect on what is no fork.
@@ -82,6 +86,10 @@ impl Create {
     pub fn closed(mut self) -> Self {
         self.creation.closed = true;
         self
+    }
+
+    pub(crate) fn into_creation(self) -> Result<Creation, Error> {
+        if self.malformed { Err(Error::MediaType) } else { Ok(self.creation) }
     }
 }
 

@@ -27,7 +27,9 @@ pub enum Error {
     Name,
     /// The pattern is not one: see [`Comet::broadcast`](crate::Comet::broadcast).
     Pattern(Source),
-    /// The content type is not one: it has no `/`, is longer than 255 bytes, or has characters in it that no header may carry.
+    /// The content type is malformed. It must match the grammar of RFC 9110, section 8.3.1, such as `text/plain; charset=utf-8`,
+    /// with at most 255 bytes, all ASCII, and without a comma: browsers split a content type at commas and would run
+    /// `text/plain;,text/html` as a page of the application's origin.
     MediaType,
     /// The value could not be written as JSON.
     Encode(Source),
@@ -87,7 +89,7 @@ impl fmt::Display for Error {
         match self {
             Self::Name => f.write_str("the channel's name is empty, too long, or has a control character in it"),
             Self::Pattern(_) => f.write_str("the pattern is malformed"),
-            Self::MediaType => f.write_str("the content type is malformed"),
+            Self::MediaType => f.write_str("the content type is malformed: it must be `type/subtype` with optional parameters, and without a comma"),
             Self::Encode(_) => f.write_str("the value could not be written as JSON"),
             Self::Json(_) => f.write_str("the bytes are not JSON"),
             Self::Empty => f.write_str("there is nothing to append"),

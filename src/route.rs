@@ -3,11 +3,7 @@
 use http::Method;
 use std::time::Duration;
 
-use crate::{
-    Action, Authorize,
-    access::Gate,
-    engine::{MediaType, check_media_type},
-};
+use crate::{Action, Authorize, access::Gate, engine::MediaType};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -52,7 +48,7 @@ impl Route {
     pub fn new() -> Self {
         Self {
             strict: false,
-            content_type: "application/json".into(),
+            content_type: MediaType::Json,
             max_wait: Duration::from_secs(25),
             max_chunk: 1024 * 1024,
             body_timeout: Duration::from_secs(10),
@@ -69,7 +65,7 @@ impl Route {
 
     /// A strict route: see [`Route`].
     pub fn strict() -> Self {
-        Self { strict: true, content_type: "application/octet-stream".into(), ..Self::new() }
+        Self { strict: true, ..Self::new().content_type("application/octet-stream") }
     }
 
     /// Names the channel by a template over the parameters of the route's pattern, `"{room}"`, instead of by the
@@ -96,13 +92,13 @@ impl Route {
     ///
     /// # Panics
     ///
-    /// If it is not a media type.
+    /// If it is malformed: see [`Error::MediaType`](crate::Error::MediaType).
     #[track_caller]
     pub fn content_type(mut self, content_type: &str) -> Self {
-        if let Err(error) = check_media_type(content_type) {
-            panic!("{content_type:?}: {error}");
+        match content_type.parse() {
+            Ok(content_type) => self.content_type = content_type,
+            Err(error) => panic!("{content_type:?}: {error}"),
         }
-        self.content_type = content_type.into();
         self
     }
 

@@ -8,7 +8,7 @@ use serde::{
 use serde_json::value::RawValue;
 use std::fmt;
 
-use super::is_json;
+use super::{MediaType, is_json};
 use crate::Error;
 
 /// How deep JSON may be nested (RFC 8259, section 9). Many parsers take 128, and an answer is the messages of many senders in one array:
@@ -62,7 +62,7 @@ impl Batch {
     }
 
     /// The content that a channel is created with, which may be none: no bytes, or an empty array.
-    pub(crate) fn initial(bytes: Bytes, content_type: &str) -> Result<Option<Self>, Error> {
+    pub(crate) fn initial(bytes: Bytes, content_type: &MediaType) -> Result<Option<Self>, Error> {
         if bytes.is_empty() {
             return Ok(None);
         }

@@ -1,20 +1,97 @@
-//! Content types: what is one, and which are the same.
+//! Content types: parsed once, and compared by their essence.
 
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{fmt, ops::Deref, str::FromStr, sync::Arc};
 
 use crate::Error;
 
-/// A content type. Every answer has one, and nearly all have the same: that one is not counted by all threads at once. Another is two
-/// steps away, so that all are of one word.
+/// A content type that matches the grammar of RFC 9110, section 8.3.1. It dereferences to its text.
+///
+/// Everything that depends on the type (JSON or bytes, text or base64, sandboxed or not) is decided from this one
+/// parsed value. Nearly all channels have `application/json`, which is a value and not a counted reference. Any other type is behind
+/// two pointers, so that a `MediaType` has the size of one.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) enum MediaType {
     #[default]
     Json,
-    Other(Arc<Box<str>>),
+    Other(Arc<Parsed>),
 }
+
+#[derive(PartialEq, Eq)]
+pub(crate) struct Parsed {
+    text: Box<str>,
+    /// The length of `type/subtype` at the start of the text.
+    essence: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// `application/json`
+    Json,
+    /// `text/plain`
+    Plain,
+    /// `text/*`
+    Text,
+    /// `application/octet-stream`
+    Bytes,
+    Other,
+}
+
+/// The longest content type: a channel stores it.
+const LEN: usize = 255;
 
 impl MediaType {
     const JSON: &str = "application/json";
+    const BYTES: &str = "application/octet-stream";
+
+    /// Returns the type that a log on a remote engine was stored with. This process has not checked it: a text that does
+    /// not parse is `application/octet-stream`, and sandboxed, as nobody knows what the content is.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only a remote engine stores text"))]
+    pub(crate) fn stored(text: &str) -> Self {
+        text.parse().unwrap_or_else(|_| {
+            let (text, essence) = (Self::BYTES.into(), Self::BYTES.len());
+            Self::Other(Arc::new(Parsed { text, essence, kind: Kind::Other }))
+        })
+    }
+
+    /// Returns `type/subtype`, as it was written.
+    fn essence(&self) -> &str {
+        match self {
+            Self::Json => Self::JSON,
+            Self::Other(parsed) => &parsed.text[..parsed.essence],
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Json => Kind::Json,
+            Self::Other(parsed) => parsed.kind,
+        }
+    }
+}
+
+/// # Errors
+///
+/// [`Error::MediaType`] if the text is longer than 255 bytes, does not match the grammar, or contains a comma or a
+/// character outside of ASCII.
+impl FromStr for MediaType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == Self::JSON {
+            return Ok(Self::Json);
+        }
+        let essence = Some(text).filter(|text| text.len() <= LEN).and_then(essence).ok_or(Error::MediaType)?;
+        let is = |other| essence.eq_ignore_ascii_case(other);
+        let kind = match essence.split_once('/') {
+            _ if is(Self::JSON) => Kind::Json,
+            _ if is(Self::BYTES) => Kind::Bytes,
+            _ if is("text/plain") => Kind::Plain,
+            Some((main, _)) if main.eq_ignore_ascii_case("text") => Kind::Text,
+            _ => Kind::Other,
+        };
+        Ok(Self::Other(Arc::new(Parsed { text: text.into(), essence: essence.len(), kind })))
+    }
 }
 
 impl Deref for MediaType {
@@ -23,20 +100,8 @@ impl Deref for MediaType {
     fn deref(&self) -> &str {
         match self {
             Self::Json => Self::JSON,
-            Self::Other(text) => text,
+            Self::Other(parsed) => &parsed.text,
         }
-    }
-}
-
-impl From<&str> for MediaType {
-    fn from(text: &str) -> Self {
-        if text == Self::JSON { Self::Json } else { Self::Other(Arc::new(text.into())) }
-    }
-}
-
-impl From<String> for MediaType {
-    fn from(text: String) -> Self {
-        text.as_str().into()
     }
 }
 
@@ -52,62 +117,255 @@ impl fmt::Debug for MediaType {
     }
 }
 
-/// The longest content type: a channel keeps it.
-const LEN: usize = 255;
-
-/// Whether a text can be a `Content-Type`: it will be a header.
-pub(crate) fn check_media_type(text: &str) -> Result<(), Error> {
-    let fits = text.len() <= LEN && text.contains('/') && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    if fits { Ok(()) } else { Err(Error::MediaType) }
+/// Whether two types are the same apart from case and parameters such as `charset`.
+///
+/// `common.lua` compares in the same way: for a type that parses, its `essence` is this one in lower case.
+pub(crate) fn same_type(a: &MediaType, b: &MediaType) -> bool {
+    a.essence().eq_ignore_ascii_case(b.essence())
 }
 
-/// Whether a media type is `application/json`, whatever its case and parameters.
-pub(crate) fn is_json(content_type: &str) -> bool {
-    same_type(content_type, MediaType::JSON)
-}
-
-/// Whether two media types are the same; case and parameters such as `charset` do not count.
-pub(crate) fn same_type(a: &str, b: &str) -> bool {
-    fn essence(text: &str) -> &str {
-        text.split(';').next().unwrap_or_default().trim()
-    }
-    a == b || essence(a).eq_ignore_ascii_case(essence(b))
+/// Whether content of this type is JSON, whatever the parameters.
+pub(crate) fn is_json(content_type: &MediaType) -> bool {
+    content_type.kind() == Kind::Json
 }
 
 /// Whether content of this type is text, which an event stream carries as it is.
-pub(crate) fn is_text(content_type: &str) -> bool {
-    content_type.trim_start().get(..5).is_some_and(|start| start.eq_ignore_ascii_case("text/"))
+pub(crate) fn is_text(content_type: &MediaType) -> bool {
+    matches!(content_type.kind(), Kind::Plain | Kind::Text)
 }
 
-/// Whether a browser would show this type rather than run it as a page of this origin.
-pub(crate) fn is_inert(content_type: &str) -> bool {
-    ["application/json", "text/plain", "application/octet-stream"].iter().any(|inert| same_type(content_type, inert))
+/// Whether a browser shows or saves content of this type and never runs it as a page of this origin.
+pub(crate) fn is_inert(content_type: &MediaType) -> bool {
+    matches!(content_type.kind(), Kind::Json | Kind::Plain | Kind::Bytes)
+}
+
+/// Returns the `type/subtype` of a text that is a media type as a whole (RFC 9110, section 8.3.1):
+///
+/// ```text
+/// media-type = type "/" subtype parameters
+/// parameters = *( OWS ";" OWS [ parameter ] )
+/// parameter  = token "=" ( token / quoted-string )
+/// ```
+///
+/// A comma is refused even inside of a quoted string, where the grammar allows it. Browsers join the `Content-Type`
+/// fields of a response with commas, split the result at commas and take the last type that they know (Fetch,
+/// "extract a MIME type"). They disagree about quoted strings there, so `text/plain;x=",text/html"` could be a page to one
+/// of them. No registered type needs a comma. Characters outside of ASCII (`obs-text`) are refused as well.
+fn essence(text: &str) -> Option<&str> {
+    let rest = token(text)?.strip_prefix('/')?;
+    let mut rest = token(rest)?;
+    let essence = &text[..text.len() - rest.len()];
+    while !rest.is_empty() {
+        rest = rest.trim_start_matches(OWS).strip_prefix(';')?.trim_start_matches(OWS);
+        if rest.is_empty() || rest.starts_with(';') {
+            continue;
+        }
+        let value = token(rest)?.strip_prefix('=')?;
+        rest = match value.strip_prefix('"') {
+            Some(quoted) => after_quoted(quoted)?,
+            None => token(value)?,
+        };
+    }
+    Some(essence)
+}
+
+const OWS: [char; 2] = [' ', '\t'];
+
+/// Returns what follows a token of at least one character (RFC 9110, section 5.6.2).
+fn token(text: &str) -> Option<&str> {
+    let in_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let rest = text.trim_start_matches(in_token);
+    (rest.len() < text.len()).then_some(rest)
+}
+
+/// Returns what follows the closing quote of a quoted string (RFC 9110, section 5.6.4), without commas.
+fn after_quoted(text: &str) -> Option<&str> {
+    let mut chars = text.chars();
+    loop {
+        let c = match chars.next()? {
+            '"' => return Some(chars.as_str()),
+            '\\' => chars.next()?,
+            c => c,
+        };
+        if c == ',' || !matches!(c, '\t' | ' '..='~') {
+            return None;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> MediaType {
+        text.parse().unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
+    #[test]
+    fn a_media_type_has_the_grammar_of_the_rfc() {
+        // The text, its essence if it parses, and whether it is JSON, text and inert.
+        let (json, text, plain, bytes, other) = (
+            (true, false, true),
+            (false, true, false),
+            (false, true, true),
+            (false, false, true),
+            (false, false, false),
+        );
+        for (written, essence, kind) in [
+            ("application/json", "application/json", json),
+            ("Application/JSON; charset=utf-8", "Application/JSON", json),
+            ("application/json;", "application/json", json),
+            ("text/plain", "text/plain", plain),
+            ("text/plain ;\t charset=utf-8", "text/plain", plain),
+            ("text/plain;;; ;x=y ; ", "text/plain", plain),
+            ("text/plain;x=\"\"", "text/plain", plain),
+            ("text/plain;x=\"a;b\\\"\\\\ \tc\";y=z", "text/plain", plain),
+            ("Text/html", "Text/html", text),
+            ("text/markdown;variant=GFM", "text/markdown", text),
+            ("application/octet-stream", "application/octet-stream", bytes),
+            ("APPLICATION/octet-stream;a=b", "APPLICATION/octet-stream", bytes),
+            ("application/json-seq", "application/json-seq", other),
+            ("application/problem+json", "application/problem+json", other),
+            ("image/svg+xml", "image/svg+xml", other),
+            ("x!#$%&'*+-.^_`|~/1", "x!#$%&'*+-.^_`|~/1", other),
+            ("textual/html", "textual/html", other),
+        ] {
+            let parsed = parsed(written);
+            assert_eq!((&*parsed, parsed.essence()), (written, essence));
+            assert_eq!((is_json(&parsed), is_text(&parsed), is_inert(&parsed)), kind, "{written}");
+        }
+    }
+
+    #[test]
+    fn anything_outside_of_the_grammar_is_no_media_type() {
+        let long = format!("text/{}", "x".repeat(251));
+        for text in [
+            // What Chromium has run as a page.
+            "text/plain;,text/html",
+            "application/octet-stream;,text/html",
+            "application/json;,text/html",
+            // Commas elsewhere.
+            "text/plain,text/html",
+            "text/plain, text/html",
+            "text/plain;x=y,text/html",
+            "text/plain;x=\",text/html\"",
+            "text/plain;x=\"\\,text/html\"",
+            ",text/html",
+            "text/plain,",
+            // No type or subtype.
+            "",
+            "/",
+            "text",
+            "text/",
+            "/plain",
+            "text/plain/html",
+            ";text/plain",
+            // Whitespace where there is none.
+            " text/plain",
+            "text/plain ",
+            "\ttext/plain",
+            "text /plain",
+            "text/ plain",
+            "text/plain text/html",
+            "text/plain;x =y",
+            "text/plain;x= y",
+            // Parameters that are none.
+            "text/plain;x",
+            "text/plain;=y",
+            "text/plain;x=",
+            "text/plain;x=y z",
+            "text/plain;x=y=z",
+            "text/plain;x=(y)",
+            "text/plain;x=\"y",
+            "text/plain;x=\"y\\\"",
+            "text/plain;x=\"y\\",
+            "text/plain;x=\"y\"z",
+            "text/plain;\"x\"=y",
+            // Control characters and what is no ASCII.
+            "text/plain\r\nx: y",
+            "text/plain\0",
+            "text/plain;x=\"\n\"",
+            "text/plain;x=\"\\\n\"",
+            "text/plain;x=\"\x7f\"",
+            "text/pl\u{e4}in",
+            "text/plain;x=\u{e4}",
+            "text/plain;x=\"\u{e4}\"",
+            "text/plain;\u{a0}x=y",
+            &long,
+        ] {
+            assert!(text.parse::<MediaType>().is_err(), "{text:?}");
+        }
+        assert!(long[..255].parse::<MediaType>().is_ok());
+    }
 
     #[test]
     fn case_and_parameters_do_not_tell_types_apart() {
         for (a, b, same) in [
             ("application/json", "Application/JSON; charset=utf-8", true),
-            ("text/plain ;x=y", " text/plain", true),
+            ("text/plain ;x=y", "TEXT/plain", true),
             ("text/plain", "text/html", false),
             ("application/json", "application/json-seq", false),
         ] {
-            assert_eq!(same_type(a, b), same, "{a} {b}");
+            assert_eq!(same_type(&parsed(a), &parsed(b)), same, "{a} {b}");
         }
-        assert!(is_text("Text/html") && !is_text("text") && !is_text("application/json"));
-        assert!(is_inert("text/plain;charset=utf-8") && !is_inert("text/html") && !is_inert("image/svg+xml"));
     }
 
     #[test]
-    fn what_is_no_header_is_no_type() {
-        let long = format!("text/{}", "x".repeat(251));
-        for text in ["", "text", "text/plain\r\nx: y", "text/pl\u{e4}in", &long] {
-            assert!(check_media_type(text).is_err(), "{text:?}");
+    fn a_stored_type_that_does_not_parse_is_bytes_in_a_sandbox() {
+        for text in ["", "text", "text/plain;,text/html", "application/json;,text/html", " application/json"] {
+            let stored = MediaType::stored(text);
+            assert_eq!(&*stored, "application/octet-stream", "{text:?}");
+            assert!(!is_json(&stored) && !is_text(&stored) && !is_inert(&stored), "{text:?}");
         }
-        assert!(check_media_type(&long[..255]).is_ok());
+        assert_eq!(MediaType::stored("application/json"), MediaType::Json);
+        assert_eq!(MediaType::stored("text/html;x=y"), parsed("text/html;x=y"));
+    }
+
+    #[test]
+    fn a_media_type_has_the_size_of_a_pointer() {
+        assert_eq!(size_of::<MediaType>(), size_of::<usize>());
+    }
+
+    /// What a browser reads at the worst: the last type that it can find in any part between commas, up to a `;`.
+    fn as_a_browser_may_read(text: &str) -> Vec<String> {
+        text.split(',').map(|part| part.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_type_that_is_inert_here_is_inert_in_a_browser(
+            start in prop::sample::select(vec!["text/plain", "application/json", "application/octet-stream", "text/x"]),
+            rest in "[;, \t\"\\\\=/a-bth]{0,16}(,? ?text/html)?[;,\" ]{0,2}",
+        ) {
+            let text = start.to_owned() + &rest;
+            if let Ok(parsed) = text.parse::<MediaType>() {
+                let essence = parsed.essence().to_ascii_lowercase();
+                prop_assert_eq!(as_a_browser_may_read(&text), [essence], "{}", text);
+            }
+        }
+
+        #[test]
+        fn a_type_made_of_the_grammars_parts_parses(
+            essence in "[a-zA-Z0-9!#$&^_.+-]{1,20}/[a-zA-Z0-9!#$&^_.+-]{1,20}",
+            parameters in prop::collection::vec(
+                "[ \t]{0,2};[ \t]{0,2}([a-z!|~]{1,5}=([A-Z0-9*'%]{1,5}|\"([ -!#-+\\--\\[\\]-~\t]|\\\\[ -+\\--~])*\"))?",
+                0..4,
+            ),
+        ) {
+            let text = essence.clone() + &parameters.concat();
+            prop_assume!(text.len() <= LEN);
+            let parsed = text.parse::<MediaType>();
+            prop_assert!(parsed.is_ok(), "{:?}", text);
+            let parsed = parsed.expect("checked");
+            prop_assert_eq!(parsed.essence(), &*essence);
+            prop_assert_eq!(is_json(&parsed), essence.eq_ignore_ascii_case("application/json"));
+        }
+
+        #[test]
+        fn hostile_types_never_panic(text in "\\PC{0,40}") {
+            let _ = text.parse::<MediaType>();
+            let _ = MediaType::stored(&text);
+        }
     }
 }

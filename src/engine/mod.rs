@@ -12,7 +12,7 @@
 //! | `request` | what any engine is asked to do, and what it says was done |
 //! | `remote` | the engines outside of this process: the one place where they differ |
 //! | `redis` | Redis or Valkey |
-//! | `media_type` | content types: what is one, and which are the same |
+//! | `media_type` | content types: parsed once, and compared by their essence |
 
 mod batch;
 mod branch;
@@ -37,7 +37,7 @@ pub(crate) use batch::Batch;
 pub(crate) use branch::Branch;
 pub use gone::{Gone, Reason};
 pub(crate) use log::Log;
-pub(crate) use media_type::{MediaType, check_media_type, is_inert, is_json, is_text, same_type};
+pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, same_type};
 pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use parts::Parts;

@@ -92,7 +92,7 @@ mod tests {
 
     /// A log of appends of these sizes.
     fn log(sizes: &[usize], json: bool) -> Log {
-        let mut log = Log::new(if json { "application/json" } else { "text/plain" }.into(), 0);
+        let mut log = Log::new(if json { "application/json" } else { "text/plain" }.parse().expect("a type"), 0);
         for size in sizes {
             let text = "x".repeat(*size);
             let batch = if json { Batch::value(&text) } else { Batch::bytes((text + "y").into()) }.unwrap();

@@ -14,7 +14,7 @@ pub(crate) struct Append<'a> {
     /// Without it, the stream is only closed.
     pub(crate) batch: Option<Batch>,
     /// The type that the sender says the content has. In process nothing is said: the channel's is meant.
-    pub(crate) content_type: Option<&'a str>,
+    pub(crate) content_type: Option<&'a MediaType>,
     /// The type to make an unknown channel with. Without it, unknown is an error.
     pub(crate) create: Option<&'a MediaType>,
     /// End the stream with this.

@@ -116,7 +116,7 @@ fn position(map: &mut HeaderMap, reading: &Reading) {
 }
 
 /// What the content is; and, as it is somebody's, that it is not to act on the application's behalf.
-pub(super) fn of_type(map: &mut HeaderMap, content_type: &str) {
+pub(super) fn of_type(map: &mut HeaderMap, content_type: &MediaType) {
     map.insert(header::CONTENT_TYPE, headers::content_type(content_type));
     if !is_inert(content_type) {
         map.insert(HeaderName::from_static("content-security-policy"), HeaderValue::from_static("sandbox"));

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Action, Error, Outcome,
-    engine::{Batch, Stamp, check_media_type, is_json, same_type},
+    engine::{Batch, MediaType, Stamp, is_json, same_type},
     registry::{Append, Appended},
 };
 
@@ -22,7 +22,7 @@ const SEQ_LEN: usize = 255;
 
 /// What a `POST` says about itself.
 pub(super) struct Asked {
-    content_type: Option<String>,
+    content_type: Option<MediaType>,
     close: bool,
     seq: Option<String>,
     stamp: Option<Stamp>,
@@ -37,7 +37,7 @@ impl Asked {
                 .ok_or_else(|| Problem::bad_request("seq", "`Stream-Seq` is 1 to 255 characters of ASCII"))
         });
         Ok(Self {
-            content_type: content_type(map),
+            content_type: content_type(map)?,
             close: headers::is_true(map, &headers::CLOSED),
             seq: seq.transpose()?,
             stamp: producer::parse(map)?,
@@ -46,9 +46,15 @@ impl Asked {
     }
 }
 
-/// The `Content-Type`, for better or worse: what is no ASCII is no media type either, and refused as such.
-pub(super) fn content_type(map: &HeaderMap) -> Option<String> {
-    map.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+/// Parses the `Content-Type`. Two of them are refused: a proxy may have checked the one, and this the other.
+pub(super) fn content_type(map: &HeaderMap) -> Result<Option<MediaType>, Problem> {
+    let mut values = map.get_all(header::CONTENT_TYPE).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::bad_request("content-type", "the request has more than one `Content-Type`"));
+    }
+    let parsed = value.to_str().map_err(|_| Error::MediaType).and_then(str::parse);
+    Ok(Some(parsed?))
 }
 
 /// What must be allowed: an append, an end, or both.
@@ -76,7 +82,7 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
     let content = batch.is_some();
     let append = Append {
         batch,
-        content_type: asked.content_type.as_deref(),
+        content_type: asked.content_type.as_ref(),
         // A strict route appends to what was created; a comet route creates by appending.
         create: (!route.strict).then_some(&route.content_type),
         close: asked.close,
@@ -103,7 +109,6 @@ async fn batch(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Batch
     let Some(content_type) = &asked.content_type else {
         return Err(Problem::bad_request("content-type", "an append says its `Content-Type`"));
     };
-    check_media_type(content_type)?;
     let batch = || if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes.clone()) };
     if target.registry.remote().is_some() {
         // The engine is asked what the channel is only if there is something to object to.

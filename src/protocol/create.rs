@@ -20,7 +20,7 @@ use crate::{
 
 /// What a `PUT` says about itself.
 pub(super) struct Asked {
-    content_type: Option<String>,
+    content_type: Option<MediaType>,
     lifetime: Option<Lifetime>,
     closed: bool,
     fork: Option<ForkAsked>,
@@ -42,7 +42,7 @@ impl Asked {
         // Nothing has looked at the header before: it is a client's text, and goes into `Location`.
         let host = map.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         Ok(Self {
-            content_type: append::content_type(map),
+            content_type: append::content_type(map)?,
             lifetime: lifetime::parse(map)?,
             closed: headers::is_true(map, &headers::CLOSED),
             fork: ForkAsked::parse(map)?,
@@ -118,7 +118,7 @@ async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<Str
 
 async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
     let default = &target.route.content_type;
-    let content_type = asked.content_type.map(MediaType::from).or_else(|| source.is_none().then(|| default.clone()));
+    let content_type = asked.content_type.or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
         let detail = format!("channels of this route hold {default}, not {content_type}");
         return Err(Problem::new(StatusCode::CONFLICT, "content-type", detail));
@@ -138,7 +138,7 @@ fn created(target: &Target<'_>, created: &Created, authority: Option<&Authority>
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = answer::empty(status, Outcome::Created);
     let map = answer.headers_mut();
-    map.insert(header::CONTENT_TYPE, headers::content_type(&created.content_type));
+    answer::of_type(map, &created.content_type);
     map.insert(headers::NEXT_OFFSET, headers::offset(created.tail));
     if created.closed {
         map.insert(headers::CLOSED, headers::TRUE);

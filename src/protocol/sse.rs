@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     Outcome, Route,
-    engine::{Reading, is_json, is_text},
+    engine::{MediaType, Reading, is_json, is_text},
     registry::{Ended, Wait},
 };
 
@@ -138,6 +138,6 @@ impl EventStream {
 }
 
 /// Whether an event stream carries content of this type as base64, because it is no text.
-fn is_base64(content_type: &str) -> bool {
+fn is_base64(content_type: &MediaType) -> bool {
     !is_json(content_type) && !is_text(content_type)
 }

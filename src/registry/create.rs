@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Batch, Branch, Log, MediaType, Start, check_media_type, same_type},
+    engine::{Batch, Branch, Log, MediaType, Start, same_type},
 };
 
 impl Registry {
@@ -17,9 +17,6 @@ impl Registry {
     /// created in the same way; its content is not compared, and nothing is appended to it.
     pub(crate) fn create(&self, name: &str, creation: &Creation) -> Result<(Created, Woken), Error> {
         self.check_name(name)?;
-        if let Some(content_type) = &creation.content_type {
-            check_media_type(content_type)?;
-        }
         // Compared before the source is asked for, which may be gone by now.
         if let Some(found) = self.created(name, creation)? {
             return Ok((found, Woken::nobody()));

@@ -81,9 +81,9 @@ pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use map::Walk;
 pub(crate) use read::{Begun, Peek};
+pub(crate) use slice::{Slice, poll_sliced, sliced, yield_now};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
-pub(crate) use slice::{Slice, poll_sliced, sliced, yield_now};
 pub(crate) use timer::NEVER;
 pub(crate) use wait::{Ended, Wait};
 pub(crate) use waiters::Woken;

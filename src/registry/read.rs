@@ -81,7 +81,9 @@ impl Registry {
     /// Where a read starts, if its offset is the absent tail of this name: before anything that was appended.
     pub(super) fn resolve(&self, entry: &Entry, state: &State, start: Start) -> Start {
         match start {
-            Start::After(offset) if offset.position() == 0 && self.is_absent_tail(entry, state, offset) => Start::Origin,
+            Start::After(offset) if offset.position() == 0 && self.is_absent_tail(entry, state, offset) => {
+                Start::Origin
+            }
             start => start,
         }
     }

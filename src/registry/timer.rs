@@ -1,11 +1,7 @@
 //! Waking a wait at its deadline.
 
 use pin_project_lite::pin_project;
-use std::{
-    future::Future,
-    pin::Pin,
-    task::Context,
-};
+use std::{future::Future, pin::Pin, task::Context};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::sync::assert_unlocked;

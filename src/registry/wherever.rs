@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Found, Offset, Page, Place, Reading, Start, Touch, check_media_type},
+    engine::{Found, Offset, Page, Place, Reading, Start, Touch},
     faults::Rule,
 };
 
@@ -33,9 +33,6 @@ impl Registry {
     pub(crate) async fn create_anywhere(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
         let Some(remote) = self.remote() else { return self.locally(|| self.create(name, creation)).await };
         self.check_name(name)?;
-        if let Some(content_type) = &creation.content_type {
-            check_media_type(content_type)?;
-        }
         if creation.content.len() > self.limits.append {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
@@ -148,5 +145,4 @@ impl Registry {
         reading.until = until;
         reading
     }
-
 }

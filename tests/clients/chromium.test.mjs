@@ -311,3 +311,43 @@ for (const [type, text] of [
     });
   }
 }
+
+// Chromium splits a content type at commas and takes the last type that it knows.
+for (const type of ["text/plain;,text/html", "application/octet-stream;,text/html", "application/json;,text/html"]) {
+  test(`${type} is no content type for a stream, because Chromium runs it`, limit, async () => {
+    const name = `comma-${type.replaceAll(/\W/g, "-")}`;
+    const body = `"<title>quiet</title><script>document.title = 'ran'</script>"`;
+    for (const method of ["PUT", "POST"]) {
+      const answer = await fetch(server.at(name), { method, headers: { "Content-Type": type }, body });
+      assert.equal(answer.status, 400, `${method}: ${await answer.text()}`);
+    }
+    assert.equal((await fetch(server.at(name))).status, 404);
+
+    // What it would be without the check, on a server that stores any type.
+    const careless = createServer((_, answer) => {
+      answer.writeHead(200, { "Content-Type": type, "X-Content-Type-Options": "nosniff" });
+      answer.end(body);
+    });
+    careless.listen(0, "127.0.0.1");
+    await once(careless, "listening");
+    const page = await browsers[0].newPage();
+    await page.goto(`http://127.0.0.1:${careless.address().port}`);
+    assert.equal(await page.title(), "ran");
+    await page.close();
+    careless.close();
+  });
+}
+
+// Types that look like a page to a careless parser, and are accepted.
+for (const type of ["text/plain;x=\"text/html\"", "text/plain;;text=html", "application/json;x=\"\\\";text/html\""]) {
+  test(`${type} is accepted, and Chromium does not run it`, limit, async () => {
+    const name = `accepted-${type.replaceAll(/\W/g, "-")}`;
+    await server.create(name, type, `"<title>quiet</title><script>document.title = 'ran'</script>"`);
+    const page = await browsers[0].newPage();
+    const answer = await page.goto(server.at(name));
+    assert.equal(answer.headers()["content-type"], type);
+    assert.equal(await page.title(), "");
+    assert.match(await page.evaluate("document.body.innerText"), /<script>/);
+    await page.close();
+  });
+}

@@ -1,7 +1,7 @@
 //! Starting: without Redis, with a wrong URL, with a wrong password.
 
 use std::time::{Duration, Instant};
-use tower_comet::Comet;
+use tower_comet::{Comet, Create};
 
 use crate::support::{Node, Server};
 
@@ -71,4 +71,40 @@ async fn another_prefix_has_other_channels() {
     keys.sort();
     assert_eq!(keys.iter().filter(|key| key.starts_with("b*:{/c/")).count(), 4, "{keys:?}");
     assert_eq!(keys.iter().filter(|key| key.starts_with("comet:{/c/news}:")).count(), 2, "{keys:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_type_that_does_not_parse_is_served_as_bytes_in_a_sandbox() {
+    let redis = Server::start().await;
+    let writer = Node::start(&redis.url()).await;
+    let mut connection = redis.connection().await;
+    for (nth, (created, stored)) in [
+        ("text/plain", "text/plain;,text/html"),
+        ("application/octet-stream", "application/octet-stream;,text/html"),
+        ("text/html", "text/html, text/plain"),
+        ("text/plain", ""),
+        ("text/plain", "text/plain\r\nset-cookie: a=b"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("/c/{nth}");
+        // Closed, so that an event stream ends.
+        let create = Create::new(created).content("<script>").closed();
+        writer.comet.channel(&name).create(create).await.expect("it is created");
+        let mut set = redis::cmd("HSET");
+        set.arg(format!("comet:{{{name}}}:channel")).arg("type").arg(stored);
+        set.query_async::<()>(&mut connection).await.expect("it is set");
+        // A node that has not cached the channel.
+        let node = Node::start(&redis.url()).await;
+        for uri in [format!("{name}?offset=-1"), format!("{name}?offset=-1&live=long-poll")] {
+            let seen = node.get(&uri).await;
+            assert_eq!((seen.status.as_u16(), seen.text()), (200, "<script>"), "{stored:?}");
+            assert_eq!(seen.header("content-type"), Some("application/octet-stream"), "{stored:?}");
+            assert_eq!(seen.header("content-security-policy"), Some("sandbox"), "{stored:?}");
+            assert_eq!(seen.header("set-cookie"), None, "{stored:?}");
+        }
+        let events = node.get(&format!("{name}?offset=-1&live=sse")).await;
+        assert_eq!(events.header("stream-sse-data-encoding"), Some("base64"), "{stored:?}");
+    }
 }

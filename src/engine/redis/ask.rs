@@ -33,7 +33,7 @@ impl Redis {
         terms.extend_from_slice(if plain { kind } else { "-" }.as_bytes());
         terms.extend_from_slice(&messages.to_le_bytes());
         terms.extend_from_slice(&own.to_le_bytes());
-        text(&mut terms, append.content_type.unwrap_or_default());
+        text(&mut terms, append.content_type.map_or("", |content_type| &**content_type));
         text(&mut terms, create);
         terms.extend_from_slice(kind.as_bytes());
         terms.push(append.close.into());
@@ -55,8 +55,11 @@ impl Redis {
             None => None,
         };
         let inherited = source.as_ref().map(|source| &source.content_type);
-        let content_type = creation.content_type.as_ref().or(inherited).map_or("", |content_type| content_type);
-        let batch = Batch::initial(creation.content.clone(), content_type)?;
+        let batch = match creation.content_type.as_ref().or(inherited) {
+            Some(content_type) => Batch::initial(creation.content.clone(), content_type)?,
+            // The script refuses a fork whose source does not exist before it reads the content.
+            None => Batch::initial(creation.content.clone(), &MediaType::stored(""))?,
+        };
         let mut script = self.script(&self.scripts.create, name);
         script.arg(self.keys.topic(name)).arg(creation.content_type.as_deref().unwrap_or_default());
         match creation.lifetime.unwrap_or_default() {
@@ -83,7 +86,12 @@ impl Redis {
         Err(match &*said.text()? {
             "created" => {
                 let (tail, closed) = (said.offset()?, said.flag()?);
-                return Ok(Created { tail, closed, content_type: said.text()?.into(), fresh: said.flag()? });
+                return Ok(Created {
+                    tail,
+                    closed,
+                    content_type: MediaType::stored(&said.text()?),
+                    fresh: said.flag()?,
+                });
             }
             "conflict" => Error::Conflict,
             "unknown" => Error::Unknown,
@@ -153,7 +161,7 @@ impl Redis {
             }
         }
         let reason = said.text()?;
-        let content_type: MediaType = said.text()?.into();
+        let content_type = MediaType::stored(&said.text()?);
         let log = said.number()? << 32;
         let closed = said.flag()?;
         let (tail, floor) = (said.offset()?, said.offset()?);

@@ -200,7 +200,6 @@ impl Link {
             watcher.wake();
         }
     }
-
 }
 
 fn is_unknown_script(error: &redis::RedisError) -> bool {

@@ -12,8 +12,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     Error,
     engine::{
-        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, Notice, Offset, Page,
-        PageEntry, Place, Reason, Remote, Seen, Start, Touch,
+        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, MediaType, Notice, Offset,
+        Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
     },
 };
 
@@ -89,7 +89,7 @@ impl Log {
         });
         Ok(Found::Page(Page {
             absent_tail: self.origin,
-            content_type: "application/json".into(),
+            content_type: MediaType::Json,
             log: self.tag << 32,
             closed: self.closed,
             tail: self.tail(),
