@@ -1,5 +1,6 @@
 //! From a path to the name of a channel: decoded once, strictly.
 
+use http::{Uri, uri::PathAndQuery};
 use matchit::Params;
 use percent_encoding::percent_decode_str;
 use std::{borrow::Cow, fmt};
@@ -41,6 +42,40 @@ fn decode_segment(segment: &str) -> Result<Cow<'_, str>, NameError> {
 
 fn decode_utf8(text: &str) -> Result<Cow<'_, str>, NameError> {
     percent_decode_str(text).decode_utf8().map_err(|_| NameError::Utf8)
+}
+
+/// A path that a client sends in a header, such as `Stream-Forked-From`. The channel's name and the URI that a hook sees are
+/// both made from its bytes, so that the two cannot differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClientPath(PathAndQuery);
+
+impl ClientPath {
+    /// Parses a path that has one leading slash, and neither a query, a fragment nor a control character.
+    ///
+    /// [`Uri`] splits a text at `?` and cuts it at `#`, and reads `//x/y` and `http://x/y` as an authority and a path; the
+    /// router takes a text as it is. Whatever `Uri` does not return unchanged is refused.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let one_slash = text.starts_with('/') && !text.starts_with("//");
+        let path = PathAndQuery::try_from(text).ok().filter(|_| one_slash)?;
+        let unchanged = path.path() == text && path.query().is_none() && !text.contains(char::is_control);
+        unchanged.then_some(Self(path))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.path()
+    }
+
+    /// Returns the URI of a request for this path that is sent to where `uri` was sent: with its scheme and authority.
+    pub(crate) fn beside(self, uri: Uri) -> Uri {
+        let mut parts = uri.into_parts();
+        if parts.scheme.is_none() {
+            // A CONNECT or a proxy's request: an authority without a scheme has no path.
+            parts.authority = None;
+        }
+        let path = Uri::from(self.0.clone());
+        parts.path_and_query = Some(self.0);
+        Uri::from_parts(parts).unwrap_or(path)
+    }
 }
 
 /// Why a path names no channel.
@@ -161,6 +196,78 @@ mod tests {
     }
 
     #[test]
+    fn a_clients_path_is_a_path_and_nothing_else() {
+        for path in [
+            "/",
+            "/rooms/42",
+            "/a/",
+            "/a//b",
+            "/a/../b",
+            "/a%3Fb",
+            "/a%23b",
+            "/%2Fa",
+            "/%00",
+            "/a:b@c",
+            "/a=b&c;d,e",
+            "/%",
+            "/caf%C3%A9",
+            "/*",
+        ] {
+            let parsed = ClientPath::parse(path).unwrap_or_else(|| panic!("{path}"));
+            assert_eq!(parsed.as_str(), path);
+            for (uri, expected) in [
+                ("/other?query", path.to_owned()),
+                ("https://example.com:8443/other?query", format!("https://example.com:8443{path}")),
+                ("example.com:443", path.to_owned()),
+                ("*", path.to_owned()),
+            ] {
+                let uri = parsed.clone().beside(uri.parse().expect("a URI"));
+                assert_eq!((uri.to_string(), uri.path(), uri.query()), (expected, path, None));
+            }
+        }
+        for text in [
+            "",
+            "x",
+            "x/y",
+            "*",
+            "?x",
+            "#x",
+            "//",
+            "//x",
+            "//x/y",
+            "///x",
+            "/x?",
+            "/x?y",
+            "/x#",
+            "/x#y",
+            "/x?y#z",
+            "/?",
+            "/#",
+            "http://x/y",
+            "http://x",
+            "https://x",
+            "http:///y",
+            "x:y",
+            "x:80",
+            "/x y",
+            " /x",
+            "/x ",
+            "/x\ty",
+            "/x\n",
+            "/x\0",
+            "/x\x7f",
+            "/x\u{85}",
+            "\t/x",
+            "./x",
+            "../x",
+            "%2Fx",
+            "\\x",
+        ] {
+            assert_eq!(ClientPath::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_template_names_parameters_that_there_are() {
         for (text, pattern, fits) in [
             ("{room}", "/rooms/{room}", true),
@@ -175,6 +282,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_uri_and_the_router_read_the_same_path(text in "[/?#%:@a-c.0-9 \\\\]{0,12}") {
+            if let Some(path) = ClientPath::parse(&text) {
+                let uri = path.clone().beside("http://x/y?z".parse().expect("a URI"));
+                prop_assert_eq!((path.as_str(), uri.path(), uri.query()), (&*text, &*text, None));
+            }
+        }
+
         #[test]
         fn a_decoded_name_has_the_segments_of_its_path(path in "/[a-z%/.2eEfF0-9]{0,24}") {
             if let Ok(name) = decode(&path) {

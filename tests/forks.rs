@@ -360,9 +360,9 @@ async fn a_fork_needs_leave_to_create_it_and_leave_to_read_its_source_by_the_rou
         ("/of-tenant/mine/a", &["drafts", "tenant"], 404, "", &["drafts: Create /drafts/x by /drafts/x"]),
         ("/unrouted", &["drafts"], 404, "", &["drafts: Create /drafts/x by /drafts/x"]),
         ("/news/today", &["drafts"], 201, "[\"news\"]", &["drafts: Create /drafts/x by /drafts/x"]),
-        ("news:today", &["drafts"], 404, "", &["drafts: Create /drafts/x by /drafts/x"]),
+        ("news:today", &["drafts"], 400, "", &["drafts: Create /drafts/x by /drafts/x"]),
         ("/secret/%2e%2e/a", &["drafts"], 400, "", &["drafts: Create /drafts/x by /drafts/x"]),
-        ("", &["drafts"], 404, "", &["drafts: Create /drafts/x by /drafts/x"]),
+        ("", &["drafts"], 400, "", &["drafts: Create /drafts/x by /drafts/x"]),
     ] {
         asked.lock().unwrap().clear();
         let leave: Vec<_> = leave.iter().map(|name| (*name, "yes")).collect();
@@ -377,6 +377,81 @@ async fn a_fork_needs_leave_to_create_it_and_leave_to_read_its_source_by_the_rou
         if status == 201 {
             assert_eq!(send(&layer, get("/drafts/x")).await.text(), holds, "{source:?}");
             comet.channel("/drafts/x").delete().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forks_source_is_one_path_to_the_hook_the_router_and_the_registry() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = {
+        let seen = seen.clone();
+        move |access: Access| {
+            seen.lock().unwrap().push((access.channel().to_owned(), access.uri().to_string()));
+            ready(Ok::<_, Denied>(()))
+        }
+    };
+    let comet = comet();
+    let layer = CometLayer::new(comet.clone())
+        .route("/s/{*path}", Route::strict().create_by_anyone().delete_by_anyone())
+        .route("/rooms/{*room}", Route::strict().read_by(record));
+    for channel in ["/rooms/42", "/rooms/42?x", "/rooms/42#x"] {
+        comet.channel(channel).create(Create::new("text/plain").content(channel)).await.unwrap();
+    }
+    for source in [
+        "/rooms/42?x",
+        "/rooms/42?",
+        "/rooms/42#x",
+        "/rooms/42#",
+        "/rooms/42?x#y",
+        "//rooms/42",
+        "///rooms/42",
+        "rooms/42",
+        "?/rooms/42",
+        "",
+        "/rooms/4\t2",
+        "/rooms/4 2",
+        "http://localhost/rooms/42",
+        "https://localhost/rooms/42",
+        "http:/rooms/42",
+        // Names that no path has: see `src/name.rs`.
+        "/rooms/4%002",
+        "/rooms/4%0d%0a2",
+        "/rooms/a%2f42",
+        "/rooms/%2e%2e/42",
+        "/rooms/../42",
+        "/rooms//42",
+        "/rooms/42/",
+        "/rooms/%zz",
+        "/rooms/%FF",
+    ] {
+        let answer = send(&layer, ask("PUT /s/x", &[("stream-forked-from", source)], "")).await;
+        assert_eq!((answer.status.as_u16(), &*answer.reason()), (400, "fork"), "{source:?}");
+        assert_eq!(*seen.lock().unwrap(), [], "{source:?}: the hook is not asked");
+    }
+    let twice = [("stream-forked-from", "/rooms/42"), ("stream-forked-from", "/rooms/42")];
+    assert_eq!(send(&layer, ask("PUT /s/x", &twice, "")).await.reason(), "fork");
+    assert_eq!(comet.stats().channels, 3);
+
+    for (source, channel) in [
+        ("/rooms/42", "/rooms/42"),
+        ("/rooms/%34%32", "/rooms/42"),
+        ("/rooms/42%3Fx", "/rooms/42?x"),
+        ("/rooms/42%3fx", "/rooms/42?x"),
+        ("/rooms/42%23x", "/rooms/42#x"),
+    ] {
+        for (sent_to, origin) in
+            [("/s/x?query", ""), ("https://example.com:8443/s/x?query", "https://example.com:8443")]
+        {
+            let what = format!("{source} {sent_to}");
+            let fork = ask(&format!("PUT {sent_to}"), &[("stream-forked-from", source)], "");
+            assert_eq!(send(&layer, fork).await.status.as_u16(), 201, "{what}");
+            assert_eq!(
+                seen.lock().unwrap().drain(..).collect::<Vec<_>>(),
+                [(channel.to_owned(), format!("{origin}{source}"))]
+            );
+            assert_eq!(send(&layer, get("/s/x")).await.text(), channel, "{what}");
+            assert_eq!(status(&layer, "DELETE /s/x").await, 204, "{what}");
         }
     }
 }

@@ -638,7 +638,7 @@ async fn forks_and_what_they_leave() {
         row("PUT /s/x", &[OF_A, JSON], "", 409, "content-type", &[]),
         row("PUT /s/a", &[OF_A, TEXT], "", 409, "conflict", &[]),
         row("PUT /s/x", &[("stream-forked-from", "/elsewhere")], "", 404, "not-found", &[]),
-        row("PUT /s/x", &[("stream-forked-from", "http://localhost/s/a")], "", 404, "not-found", &[]),
+        row("PUT /s/x", &[("stream-forked-from", "http://localhost/s/a")], "", 400, "fork", &[]),
         row("PUT /s/x", &[("stream-forked-from", "/guarded/a")], "", 404, "not-found", &[]),
         row("HEAD /s/x", &[], "", 404, "", &[]),
         row("DELETE /s/a", &[], "", 204, "", &[]),

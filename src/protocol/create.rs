@@ -1,7 +1,7 @@
 //! `PUT`: create, also as a fork (Durable Streams, sections 5.1 and 4.2).
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts, uri::Authority};
 use http_body::Body;
 use std::error::Error as StdError;
 
@@ -10,11 +10,11 @@ use super::{
     problem::Problem,
     query::parse_offset,
     receive::{expects_continue, receive},
-    target::Held,
 };
 use crate::{
     Action, Error, Offset, Outcome,
     engine::{MediaType, Start, same_type},
+    name::ClientPath,
     registry::{Created, Creation, Fork, Lifetime},
 };
 
@@ -30,8 +30,8 @@ pub(super) struct Asked {
 }
 
 struct ForkAsked {
-    /// A path on this server, which is not yet known to be a channel's.
-    source: String,
+    /// A path on this server. Whether it names a channel is not known yet.
+    source: ClientPath,
     at: Option<Start>,
     part: u64,
 }
@@ -56,7 +56,14 @@ impl Asked {
 impl ForkAsked {
     fn parse(map: &HeaderMap) -> Result<Option<Self>, Problem> {
         let bad = |detail| Problem::bad_request("fork", detail);
-        let text = |name| map.get(name).map(|value| value.to_str().map_err(|_| bad("a fork's header is not ASCII")));
+        let text = |name| {
+            let mut values = map.get_all(name).iter();
+            let value = values.next()?;
+            Some(match values.next() {
+                Some(_) => Err(bad("a fork's header occurs twice")),
+                None => value.to_str().map_err(|_| bad("a fork's header is not ASCII")),
+            })
+        };
         let (source, at) = (text(headers::FORKED_FROM).transpose()?, text(headers::FORK_OFFSET).transpose()?);
         let part = text(headers::FORK_SUB_OFFSET).transpose()?;
         let Some(source) = source else {
@@ -66,6 +73,9 @@ impl ForkAsked {
                 Ok(None)
             };
         };
+        let source = ClientPath::parse(source).ok_or_else(|| {
+            bad("`Stream-Forked-From` must be a path with one leading `/`, without a query and a fragment")
+        })?;
         let part = part.map_or(Some(0), |part| {
             let digits = part.bytes().all(|byte| byte.is_ascii_digit());
             part.parse().ok().filter(|_| digits)
@@ -79,7 +89,7 @@ impl ForkAsked {
             Start::After(Offset::ZERO) => Start::Origin,
             at => at,
         });
-        Ok(Some(Self { source: source.to_owned(), at, part }))
+        Ok(Some(Self { source, at, part }))
     }
 }
 
@@ -104,11 +114,11 @@ where
 
 /// Returns the name of the channel to fork, by the route of its path, if that route lets this request read it. A denied
 /// source and an absent one have the same answer. A hook that fails does not: it is asked whether the source exists or not.
-async fn source(target: &Target<'_>, path: &str, mut parts: Parts) -> Result<String, Problem> {
-    let (route, name) = target.routes.find(path, &Method::GET).ok_or_else(Problem::not_found)?;
-    let name = name.map_err(|error| Problem::bad_name(error.as_str()))?;
-    parts.uri = path.parse().map_err(|_| Problem::not_found())?;
-    let source = Target { route: Held::Lent(route), name, ..target.clone() };
+async fn source(target: &Target<'_>, path: &ClientPath, parts: Parts) -> Result<String, Problem> {
+    let (source, parts) = target
+        .at(path, parts)
+        .ok_or_else(Problem::not_found)?
+        .map_err(|error| Problem::bad_request("fork", format!("`Stream-Forked-From` names no channel: {error}")))?;
     match source.ask(&[Action::Read], parts).await {
         Ok(source) => Ok(source.name),
         Err(problem) if problem.is_server_error() => Err(problem),

@@ -1,10 +1,16 @@
 //! What a request is addressed to, and whether it may do there what it asks for.
 
-use http::request::Parts;
+use http::{Method, request::Parts};
 use std::{ops::Deref, sync::Arc};
 
 use super::{hook::decide, problem::Problem};
-use crate::{Access, Action, Denied, Route, access::Gate, registry::Registry, routes::Routes};
+use crate::{
+    Access, Action, Denied, Route,
+    access::Gate,
+    name::{ClientPath, NameError},
+    registry::Registry,
+    routes::Routes,
+};
 
 /// What a request is addressed to.
 #[derive(Clone)]
@@ -54,6 +60,16 @@ impl Target<'_> {
     pub(super) fn own<'b>(self) -> Target<'b> {
         let (registry, routes, route) = (self.registry.own(), self.routes.own(), self.route.own());
         Target { registry, routes, route, name: self.name, http1: self.http1, head: self.head }
+    }
+
+    /// Returns the channel that a `GET` of a path would read, as a target, and the head of a request for it: this request's
+    /// head with the path in its URI. `None` if the path is on no route.
+    ///
+    /// The name and the URI are made from the same bytes: a hook that decides by one of them decides about the other.
+    pub(super) fn at(&self, path: &ClientPath, mut parts: Parts) -> Option<Result<(Target<'_>, Parts), NameError>> {
+        let (route, name) = self.routes.find(path.as_str(), &Method::GET)?;
+        parts.uri = path.clone().beside(parts.uri);
+        Some(name.map(|name| (Target { route: Held::Lent(route), name, ..self.clone() }, parts)))
     }
 
     /// Whether anyone may.
