@@ -108,7 +108,8 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Asked once a request: who is denied from now on still sees the end of a wait that has begun, 25 s at most.
+/// Called once for each request. A reader whose access is revoked receives until its response ends: up to `max_wait` (25 s by
+/// default) on a poll, up to 60 s on an event stream.
 fn may_read(access: &Access) -> Result<Grant, Denied> {
     let user = user(access)?;
     let feed = access.channel();

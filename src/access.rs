@@ -8,6 +8,10 @@ use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
 /// Any closure from an [`Access`] to a future of `Result<_, Denied>` is one; what need not wait returns
 /// [`std::future::ready`]. It is asked before anything of a request's body is read.
 ///
+/// The layer calls a hook once for each request and action, before the request waits. A reader whose access is revoked keeps
+/// receiving until its response ends: up to [`Route::max_wait`](crate::Route::max_wait) (25 s by default) on a poll, up to 60 s on
+/// an event stream. Its next request is denied.
+///
 /// A hook must decide within [`Route::hook_timeout`](crate::Route::hook_timeout); otherwise the layer drops its future and
 /// answers 503. A hook that panics (in the call, in a poll of its future or in the drop of that future) denies its own request
 /// with 500 and affects no other; with `panic = "abort"` the process ends, as with any panic. The layer puts nothing of a
@@ -35,7 +39,7 @@ use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
 /// # assert!(format!("{layer:?}").contains("/audit/{channel}"));
 /// ```
 pub trait Authorize: Send + Sync + 'static {
-    /// Grants or denies. What it grants is the channel that was asked for, or another: see [`Grant`].
+    /// Grants the requested channel or another one (see [`Grant`]), or denies.
     fn authorize(&self, access: Access) -> impl Future<Output = Result<Grant, Denied>> + Send;
 }
 
@@ -140,7 +144,16 @@ pub enum Action {
     Delete,
 }
 
-/// What an [`Authorize`] allows: the channel that was asked for, or another in its place.
+/// What an [`Authorize`] allows: the requested channel, or another in its place.
+///
+/// `()` converts into [`Grant::requested`], so that a hook can return `Ok(())`. `Grant` does not implement `Default`: the
+/// `unwrap_or_default()` of a `Result<Grant, Denied>` would turn a denial into a grant.
+///
+/// ```compile_fail,E0277
+/// # use tower_comet::{Denied, Grant};
+/// let decision: Result<Grant, Denied> = Err(Denied::forbidden());
+/// let grant = decision.unwrap_or_default();
+/// ```
 ///
 /// ```
 /// use std::future::ready;
@@ -158,14 +171,27 @@ pub enum Action {
 /// });
 /// # let _ = inbox;
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Grant {
+    /// `None` for the requested channel.
     channel: Option<String>,
 }
 
 impl Grant {
-    /// Allows the action, on this channel in place of the one that was asked for.
+    /// Allows the action on the channel that was requested.
+    ///
+    /// ```
+    /// use tower_comet::Grant;
+    ///
+    /// assert_eq!(Grant::requested(), Grant::from(()));
+    /// assert_ne!(Grant::requested(), Grant::channel("/rooms/42"));
+    /// ```
+    pub fn requested() -> Self {
+        Self { channel: None }
+    }
+
+    /// Allows the action on this channel, in place of the requested one.
     pub fn channel(name: impl Into<String>) -> Self {
         Self { channel: Some(name.into()) }
     }
@@ -175,10 +201,10 @@ impl Grant {
     }
 }
 
-/// The channel that was asked for.
+/// [`Grant::requested`].
 impl From<()> for Grant {
     fn from((): ()) -> Self {
-        Self::default()
+        Self::requested()
     }
 }
 

@@ -82,7 +82,7 @@
 //! | 200 | messages: a JSON array, or the bytes of a channel of another type |
 //! | 204 | nothing came in time; or, with `Stream-Closed: true`, nothing will |
 //! | 304 | what `If-None-Match` names is still what there is |
-//! | 400 | a malformed offset, query or path |
+//! | 400 | a malformed offset, query, path or content type |
 //! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
 //! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
 //! | 500 | the route's [`Authorize`] hook panicked |

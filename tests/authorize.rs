@@ -213,6 +213,42 @@ async fn a_hook_sees_what_outer_layers_left_and_grants_another_channel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grant_of_the_requested_channel_is_what_a_unit_is() {
+    let comet = Comet::new();
+    let requested = |_: Access| ready(Ok::<_, Denied>(Grant::requested()));
+    let unit = |_: Access| ready(Ok::<_, Denied>(()));
+    let layer = CometLayer::new(comet.clone())
+        .route("/requested/{channel}", guarded(false, requested))
+        .route("/unit/{channel}", guarded(false, unit));
+    for uri in ["/requested/x", "/unit/x"] {
+        assert_eq!(send(&layer, post(uri, JSON, "1")).await.status.as_u16(), 204, "{uri}");
+        assert_eq!(send(&layer, get(&format!("{uri}?offset=-1"))).await.json(), json!([1]), "{uri}");
+        assert_eq!(comet.channel(uri).history(), 1, "{uri}");
+    }
+}
+
+/// What the documentation of `Authorize` promises: a poll ends after `max_wait`, an event stream after a minute.
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_access_is_revoked_receives_until_its_response_ends() {
+    for (query, at_least, at_most) in [("offset=now&live=long-poll", 23, 25), ("offset=now&live=sse", 56, 60)] {
+        let comet = Comet::new();
+        let revoked = Arc::new(Mutex::new(false));
+        let hook = {
+            let revoked = revoked.clone();
+            move |_: Access| ready(if *revoked.lock().unwrap() { Err(Denied::forbidden()) } else { Ok(()) })
+        };
+        let layer = CometLayer::new(comet.clone()).route("/{channel}", Route::new().read_by(hook));
+        let started = tokio::time::Instant::now();
+        let reading = sent(&layer, get(&format!("/x?{query}"))).await;
+        *revoked.lock().unwrap() = true;
+        let seen = reading.await.unwrap();
+        let lasted = started.elapsed().as_secs();
+        assert!(seen.status.is_success() && (at_least..=at_most).contains(&lasted), "{query}: {lasted} s");
+        assert_eq!(send(&layer, get(&format!("/x?{query}"))).await.status.as_u16(), 403, "{query}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_granted_name_is_checked_like_any_other() {
     let comet = Comet::new();
     for bad in ["", "a\nb", &"x".repeat(256)] {
