@@ -29,6 +29,7 @@ pub(crate) use imp::atomic::{AtomicU8, AtomicUsize};
 
 /// The order in which a thread may take locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "checked in debug builds alone"))]
 pub(crate) enum Rank {
     /// A shard of the map of channels.
     Shard,

@@ -4,9 +4,10 @@ mod support;
 
 use serde::Serialize;
 use serde_json::json;
-use std::{collections::HashMap, thread};
+use std::{collections::HashMap, thread, time::Duration};
 use support::{get, send, sent};
-use tower_comet::{Comet, CometLayer, Create, Error, Limit, Route};
+use tokio::time::advance;
+use tower_comet::{Comet, CometLayer, Create, Error, Limit, Retention, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone()).route("/{*channel}", Route::new())
@@ -115,6 +116,58 @@ async fn a_broadcast_reaches_every_channel_that_matches_and_no_other() {
     assert_eq!(small.broadcast("/{x}", "x").await.unwrap(), 2);
     assert_eq!((small.channel("/a").history(), small.channel("/b").history()), (2, 1));
     assert_eq!(waiting.await.unwrap().json(), json!(["x"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_to_waiters_on_names_without_a_channel_keeps_no_other_channel_from_being_created() {
+    const WAITERS: usize = 50;
+    let comet = Comet::builder().max_channels(WAITERS).build();
+    let layer = layer(&comet);
+    let mut waiting = Vec::new();
+    for n in 0..WAITERS {
+        waiting.push(sent(&layer, get(&format!("/rooms/{n}"))).await);
+    }
+    assert_eq!(comet.broadcast("/rooms/{room}", "noon").await.unwrap(), WAITERS);
+    for wait in waiting {
+        assert_eq!(wait.await.unwrap().json(), json!(["noon"]));
+    }
+    assert_eq!(comet.stats().channels, WAITERS);
+    for n in 0..WAITERS {
+        comet.channel(format!("/customers/{n}")).publish("hello").await.unwrap();
+        assert_eq!(comet.stats().channels, WAITERS, "one is evicted for each");
+    }
+    assert!(matches!(comet.channel("/one-more").publish("x").await, Err(Error::Full(Limit::Channels))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_broadcast_creates_is_forgotten_a_minute_after_its_last_reader_unless_it_is_used() {
+    for unbounded in [false, true] {
+        let retention = if unbounded { Retention::unbounded() } else { Retention::default() };
+        let comet = Comet::builder().retention(retention).build();
+        let layer = layer(&comet);
+        for name in ["/rooms/idle", "/rooms/read", "/rooms/published", "/rooms/created"] {
+            let waiting = sent(&layer, get(name)).await;
+            assert_eq!(comet.broadcast(name, "noon").await.unwrap(), 1);
+            waiting.await.unwrap();
+        }
+        comet.channel("/rooms/published").publish("more").await.unwrap();
+        comet.channel("/rooms/created").create("application/json").await.unwrap();
+        advance(Duration::from_secs(59)).await;
+        assert_eq!(send(&layer, get("/rooms/read?offset=-1")).await.json(), json!(["noon"]));
+        advance(Duration::from_secs(2)).await;
+        let histories = || {
+            // Any operation looks after what is due.
+            (0..4).for_each(|_| _ = comet.broadcast("/nothing", "x").wait());
+            for n in 0..4 {
+                let _ = comet.channel(format!("/nothing/{n}")).delete().wait();
+            }
+            ["idle", "read", "published", "created"].map(|name| comet.channel(format!("/rooms/{name}")).history())
+        };
+        assert_eq!(histories(), [0, 1, 2, 1]);
+        advance(Duration::from_secs(61)).await;
+        assert_eq!(histories(), [0, 0, 2, 1]);
+        assert_eq!(comet.stats().channels, 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -233,7 +233,9 @@ mod tests {
 
     #[test]
     fn what_is_appended_in_process_is_not_kept_beyond_the_append() {
-        struct Owner(std::sync::Arc<()>);
+        struct Owner {
+            _alive: std::sync::Arc<()>,
+        }
 
         impl AsRef<[u8]> for Owner {
             fn as_ref(&self) -> &[u8] {
@@ -245,8 +247,8 @@ mod tests {
         let comet = crate::Comet::new();
         let channel = comet.channel("/log");
         channel.create("text/plain").wait().unwrap();
-        channel.append(Bytes::from_owner(Owner(alive.clone())).slice(..7)).wait().unwrap();
-        let content = Bytes::from_owner(Owner(alive.clone()));
+        channel.append(Bytes::from_owner(Owner { _alive: alive.clone() }).slice(..7)).wait().unwrap();
+        let content = Bytes::from_owner(Owner { _alive: alive.clone() });
         comet.channel("/other").create(crate::Create::new("text/plain").content(content)).wait().unwrap();
         assert_eq!(std::sync::Arc::strong_count(&alive), 1, "a destructor of the application's would run under a lock");
         assert_eq!(comet.stats().history_bytes, 64 + 7 + 64 + 26);

@@ -82,7 +82,8 @@ impl Registry {
     }
 
     /// Ends up to `most` waits, going on where the walk has come to, and round once at most. Other tasks run in between.
-    pub(crate) async fn release(&self, walk: &mut Walk, most: usize) {
+    /// Returns how many it has ended.
+    pub(crate) async fn release(&self, walk: &mut Walk, most: usize) -> usize {
         let (mut left, mut ends, mut woken) = (most, 0, Woken::nobody());
         sliced(|slice| {
             loop {
@@ -109,6 +110,7 @@ impl Registry {
             }
         })
         .await;
+        most - left
     }
 
     pub(super) fn nobody_waits(&self) {

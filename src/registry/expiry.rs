@@ -278,3 +278,95 @@ impl Registry {
         Some(written?.saturating_add(millis(self.retention.age?)).saturating_add(1))
     }
 }
+
+#[cfg(all(test, not(comet_loom)))]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::Retention,
+        registry::{Append, Creation, Lifetime, Limits},
+    };
+    use std::{
+        sync::mpsc,
+        task::Waker,
+        thread,
+        time::{Duration, Instant as StdInstant},
+    };
+
+    fn registry() -> Registry {
+        Registry::new(Limits::default(), Retention::default())
+    }
+
+    /// Runs something that must come to an end.
+    fn ends(what: &str, run: impl FnOnce() + Send + 'static) {
+        let (done, wait) = mpsc::channel();
+        thread::spawn(move || {
+            run();
+            let _ = done.send(());
+        });
+        assert!(wait.recv_timeout(Duration::from_secs(30)).is_ok(), "{what} does not end");
+    }
+
+    #[test]
+    fn a_channel_that_expires_at_once_is_kept_while_it_has_a_waiter_and_ends_no_walk() {
+        ends("a walk over what is due", || {
+            for window in [Duration::ZERO, Duration::from_micros(999)] {
+                let registry = registry();
+                let creation = Creation {
+                    content_type: Some(registry.json().clone()),
+                    lifetime: Some(Lifetime::Idle(window)),
+                    ..Creation::default()
+                };
+                let entry = registry.enter("/x");
+                let key = entry.lock().waiters.park(Waker::noop().clone());
+                let (_, woken) = registry.create("/x", &creation).unwrap();
+                // The wait that this wakes is back before anything else is done.
+                woken.wake();
+                assert!(entry.lock().waiters.remove(key).is_none());
+                let key = entry.lock().waiters.park(Waker::noop().clone());
+                for _ in 0..3 {
+                    let began = StdInstant::now();
+                    while began.elapsed() < Duration::from_millis(2) {}
+                    let now = registry.now();
+                    // As many as there are, however often they come again.
+                    while registry.make_room(now, &mut Slice::new()) {}
+                    assert!(!registry.may_have_room(now));
+                    registry.step(now);
+                    assert_eq!(registry.usage().channels(), 1, "it has a waiter");
+                }
+                drop(entry.lock().waiters.remove(key));
+                let began = StdInstant::now();
+                while began.elapsed() < Duration::from_millis(2) {}
+                registry.step(registry.now());
+                assert_eq!(registry.usage().channels(), 0);
+            }
+        });
+    }
+
+    fn broadcast(registry: &Registry, name: &str) -> Result<(), Error> {
+        let batch = Some(crate::engine::Batch::value("x").unwrap());
+        let mut append = Append { batch, create: Some(registry.json()), broadcast: true, ..Append::default() };
+        registry.append(name, &mut append).map(|(_, woken)| woken.wake())
+    }
+
+    #[test]
+    fn a_transient_channel_is_evicted_when_no_request_holds_it_and_not_before() {
+        let registry = Registry::new(Limits { channels: 1, ..Limits::default() }, Retention::unbounded());
+        assert!(matches!(broadcast(&registry, "/x"), Err(Error::Unknown)), "there is no waiter");
+        for name in ["/x", "/y"] {
+            let _key = registry.enter(name).lock().waiters.park(Waker::noop().clone());
+        }
+        let held = registry.enter("/x");
+        for name in ["/x", "/y"] {
+            broadcast(&registry, name).unwrap();
+        }
+        assert_eq!(registry.usage().channels(), 2);
+        // One is held by a wait that is to read it; the other makes room.
+        assert!(registry.evict_surplus(&mut Slice::new()));
+        assert_eq!(registry.names().collect::<Vec<_>>(), ["/x"]);
+        assert!(!registry.evict_transient(registry.now()));
+        drop(held);
+        assert!(registry.evict_transient(registry.now()));
+        assert_eq!(registry.usage().channels(), 0);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     task::{Context, Poll},
 };
 
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 /// not read it.
 pub(crate) struct Slice {
     steps: u32,
+    /// It stays over, whoever asks first.
+    over: bool,
     #[cfg(not(comet_loom))]
     began: Option<Instant>,
 }
@@ -30,27 +33,28 @@ impl Slice {
     pub(crate) fn new() -> Self {
         Self {
             steps: 0,
+            over: false,
             #[cfg(not(comet_loom))]
             began: None,
         }
     }
 
-    /// Counts one step, and returns whether it was the last of this slice.
-    #[cfg(not(comet_loom))]
+    /// Counts one step, and returns whether this slice is over.
     pub(crate) fn step(&mut self) -> bool {
         self.steps += 1;
-        if self.steps % STEPS != 0 {
-            return false;
-        }
-        let began = *self.began.get_or_insert_with(Instant::now);
-        began.elapsed() >= LENGTH
+        self.over = self.over || self.is_long();
+        self.over
+    }
+
+    #[cfg(not(comet_loom))]
+    fn is_long(&mut self) -> bool {
+        self.steps % STEPS == 0 && self.began.get_or_insert_with(Instant::now).elapsed() >= LENGTH
     }
 
     /// Loom has no clock: a slice is one step.
     #[cfg(comet_loom)]
-    pub(crate) fn step(&mut self) -> bool {
-        self.steps += 1;
-        true
+    fn is_long(&mut self) -> bool {
+        self.steps > 0
     }
 }
 
@@ -66,7 +70,7 @@ pub(crate) async fn sliced(mut work: impl FnMut(&mut Slice) -> bool) {
 /// Lets other tasks run once.
 pub(crate) async fn yield_now() {
     let mut yielded = false;
-    sliced(|_| std::mem::replace(&mut yielded, true)).await;
+    sliced(|_| mem::replace(&mut yielded, true)).await;
 }
 
 /// One slice of work that [`sliced`] would run to its end.

@@ -24,7 +24,7 @@ fn a_wait(registry: &Arc<Registry>) -> Waiting {
 fn a_wait_that_locks_twice(registry: &Arc<Registry>) -> Waiting {
     // In this order: who looks at an entry that holds nothing takes it out of the map.
     let after = registry.tail(NAME);
-    let (registry, entry) = (registry.clone(), registry.map.enter(NAME));
+    let (registry, entry) = (registry.clone(), registry.enter(NAME));
     Box::new(move |cx| {
         let reading = registry.look(&entry, &mut entry.lock(), Start::After(after), ALL, 0).unwrap();
         if !reading.is_empty() {
@@ -156,13 +156,13 @@ fn a_deletion_meets_a_new_wait(delete: fn(&Registry), then: fn(&Registry)) -> &'
 }
 
 fn delete(registry: &Registry) {
-    registry.delete(NAME).unwrap();
+    registry.delete(NAME).unwrap().1.wake();
 }
 
 /// Takes the wakers, lets go of the lock, and takes the log.
 fn delete_with_two_locks(registry: &Registry) {
     registry.edit(NAME, |_, state| state.waiters.take()).wake();
-    registry.edit(NAME, |_, state| registry.bury(state));
+    registry.edit(NAME, |entry, state| registry.bury(entry, state));
 }
 
 #[test]

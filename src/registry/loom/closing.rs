@@ -7,13 +7,13 @@ use std::{
 };
 
 use super::{
-    ALL, ASLEEP, Ended, NAME, NEVER, Registry, Task, messages_after, outcomes, publish, registry,
-    registry_with_history, wait, waiting,
+    ALL, ASLEEP, Ended, NAME, NEVER, Registry, Task, finish, messages_after, outcomes, publish, registry,
+    registry_with_history, unpolled_wait, wait, waiting,
 };
 use crate::{
     Error,
     engine::{Offset, Reading},
-    registry::{Creation, waiters::Standing},
+    registry::{Creation, Walk, waiters::Standing},
     sync::AtomicU8,
 };
 
@@ -42,7 +42,7 @@ fn closing_meets_a_new_wait(close: fn(&Registry, &AtomicU8)) -> &'static str {
     let registry = registry();
     let closed = Arc::new(AtomicU8::new(0));
     let mut task = Task::new({
-        let (entry, closed) = (registry.map.enter(NAME), closed.clone());
+        let (entry, closed) = (registry.enter(NAME), closed.clone());
         move |cx: &mut Context<'_>| {
             let mut state = entry.lock();
             if closed.load(Ordering::Acquire) == 1 {
@@ -103,7 +103,7 @@ fn a_release_meets_an_append(place: fn(&Registry, &Reading) -> Offset) -> &'stat
         let registry = registry.clone();
         move || publish(&registry)
     });
-    let released = registry.release(1);
+    let released = finish(registry.release(&mut Walk::default(), 1));
     appender.join().unwrap();
     let (ended, mut task) = waiter.join().unwrap();
     match task.resume(ended) {
@@ -140,7 +140,7 @@ fn a_wait(registry: &Arc<Registry>) -> Waiting {
 
 /// Takes a wake-up for nothing but that.
 fn a_wait_that_parks_again(registry: &Arc<Registry>) -> Waiting {
-    let (entry, mut key) = (registry.map.enter(NAME), None);
+    let (entry, mut key) = (registry.enter(NAME), None);
     Task::new(Box::new(move |cx| {
         let mut state = entry.lock();
         match key.map(|key| state.waiters.standing(key)) {
@@ -169,7 +169,7 @@ fn a_release_meets_a_poll(wait: fn(&Arc<Registry>) -> Waiting, release: fn(&Regi
 #[test]
 fn who_is_released_does_not_park_again() {
     fn release(registry: &Registry) {
-        assert_eq!(registry.release(1), 1);
+        assert_eq!(finish(registry.release(&mut Walk::default(), 1)), 1);
     }
     for wait in [a_wait, a_wait_that_parks_again] {
         assert_eq!(outcomes(move || a_release_meets_a_poll(wait, release)), ["released"]);
@@ -188,10 +188,11 @@ fn a_release_meets_a_creation(wait: fn(&Arc<Registry>) -> Waiting) -> &'static s
         let registry = registry.clone();
         move || {
             let content_type = Some(registry.json().clone());
-            registry.create(NAME, &Creation { content_type, ..Creation::default() }).map(drop).unwrap();
+            let created = registry.create(NAME, &Creation { content_type, ..Creation::default() });
+            created.map(|(_, woken)| woken.wake()).unwrap();
         }
     });
-    let released = registry.release(1);
+    let released = finish(registry.release(&mut Walk::default(), 1));
     creator.join().unwrap();
     match task.resume(parked) {
         Poll::Ready(ended) if released == 1 => ended,
@@ -240,12 +241,13 @@ fn a_newcomer_is_not_taken_for_who_was_released() {
         let mut released = waiting(&registry);
         let parked = released.run();
         // Counted already, so that draining does not keep it out.
-        let mut coming = wait(&registry);
+        let mut coming = unpolled_wait(&registry);
         coming.admit().unwrap();
+        let mut coming = Box::pin(coming);
         let mut coming = Task::new(move |cx| coming.as_mut().poll(cx, NEVER, ALL));
         registry.drain();
         let newcomer = thread::spawn(move || (coming.run(), coming));
-        registry.release(1);
+        finish(registry.release(&mut Walk::default(), 1));
         let mut released_first = match released.resume(parked) {
             Poll::Ready(Ended::Released(_)) => true,
             Poll::Ready(_) => return "ended otherwise",

@@ -113,7 +113,7 @@ impl Directory for Map {
     }
 
     fn enter(&self) -> Arc<Entry> {
-        self.enter(NAME)
+        self.enter(NAME, |_| 0)
     }
 
     fn vacate(&self, entry: &Arc<Entry>) {
@@ -134,7 +134,7 @@ impl<const LOOKS_AGAIN: bool, const MARKS: bool> Directory for Shelf<LOOKS_AGAIN
     }
 
     fn enter(&self) -> Arc<Entry> {
-        self.0.write().get_or_insert_with(|| Arc::new(Entry::new(NAME))).clone()
+        self.0.write().get_or_insert_with(|| Arc::new(Entry::new(NAME, 0))).clone()
     }
 
     fn vacate(&self, entry: &Arc<Entry>) {

@@ -6,17 +6,19 @@
 //!
 //! Each model can also be run with one step done wrong. That must lose something, or the model could not see a loss.
 
+mod absent;
 mod append;
 mod closing;
 mod drained;
 mod leaving;
 mod list;
+mod slices;
 
 use ::loom::model::Builder;
 use std::{
     collections::BTreeSet,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
@@ -115,17 +117,35 @@ fn registry_with_history() -> Arc<Registry> {
 }
 
 fn publish(registry: &Registry) -> Offset {
+    publish_to(registry, NAME)
+}
+
+fn publish_to(registry: &Registry, name: &str) -> Offset {
     let batch = Batch::value("news").unwrap();
     let mut append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
-    let (appended, woken) = registry.append(NAME, &mut append).unwrap();
+    let (appended, woken) = registry.append(name, &mut append).unwrap();
     woken.wake();
     appended.tail
 }
 
+/// Runs a future that never waits for anything but its next slice.
+fn finish<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return done;
+        }
+    }
+}
+
 /// A wait for what comes next.
 fn wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
+    Box::pin(unpolled_wait(registry))
+}
+
+fn unpolled_wait(registry: &Arc<Registry>) -> Wait {
     match registry.read_or_wait(NAME, Start::Tail, ALL) {
-        Ok(Begun::Wait(wait)) => Box::pin(wait),
+        Ok(Begun::Wait(wait)) => wait,
         _ => panic!("there is nothing after the tail"),
     }
 }
