@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::{collections::VecDeque, fmt, future::poll_fn, pin::pin, sync::Arc};
+use std::{fmt, future::poll_fn, pin::pin, sync::Arc};
 
 use crate::{
     Error, Gone, Offset,
@@ -39,8 +39,8 @@ pub struct Subscription {
     registry: Arc<Registry>,
     name: Arc<str>,
     place: Start,
-    /// Messages of the last append that was read, still to be given.
-    pending: VecDeque<Message>,
+    /// The append that was read last, if not all of its messages have been returned.
+    append: Option<Unread>,
 }
 
 impl Subscription {
@@ -50,7 +50,7 @@ impl Subscription {
             Start::Tail if registry.remote().is_none() => Start::After(registry.tail(&name)),
             start => start,
         };
-        Self { registry, name, place, pending: VecDeque::new() }
+        Self { registry, name, place, append: None }
     }
 
     /// The next message; `None` when the stream has ended and all of it has been read.
@@ -74,9 +74,10 @@ impl Subscription {
     pub async fn recv(&mut self) -> Result<Option<Message>, Error> {
         self.registry.check_name(&self.name)?;
         loop {
-            if let Some(message) = self.pending.pop_front() {
+            if let Some(message) = self.append.as_mut().and_then(Unread::next) {
                 return Ok(Some(message));
             }
+            self.append = None;
             let reading = match self.next_append().await {
                 Ok(Some(reading)) => reading,
                 Ok(None) => continue,
@@ -91,7 +92,7 @@ impl Subscription {
                 return Ok(None);
             }
             self.place = Start::After(reading.next);
-            self.pending = Message::all(reading);
+            self.append = Some(Unread::new(reading));
         }
     }
 
@@ -148,27 +149,42 @@ pub struct Message {
     offset: Offset,
 }
 
-impl Message {
-    /// The messages of one append.
-    fn all(reading: Reading) -> VecDeque<Self> {
-        let (after, next, json) = (reading.after, reading.next, reading.json);
-        let mut left = reading.messages;
-        let data = reading.into_bytes();
-        if !json {
-            return VecDeque::from([Self { data, offset: next }]);
-        }
-        if left == 1 {
-            return VecDeque::from([Self { data: data.slice(1..data.len() - 1), offset: next }]);
-        }
-        let texts: Vec<&RawValue> = serde_json::from_slice(&data).expect("a JSON batch is an array: it was checked");
-        let messages = texts.into_iter().map(|text| {
-            left -= 1;
-            let offset = if left == 0 { next } else { after };
-            Self { data: data.slice_ref(text.get().as_bytes()), offset }
-        });
-        messages.collect()
+/// One append, of which a message is taken at a time: there may be half a million of them in a megabyte.
+#[derive(Debug)]
+struct Unread {
+    data: Bytes,
+    json: bool,
+    /// Where the next message of a JSON array begins.
+    at: usize,
+    /// How many messages are left.
+    left: usize,
+    after: Offset,
+    next: Offset,
+}
+
+impl Unread {
+    fn new(reading: Reading) -> Self {
+        let (json, left, after, next) = (reading.json, reading.messages, reading.after, reading.next);
+        Self { data: reading.into_bytes(), json, at: 1, left, after, next }
     }
 
+    fn next(&mut self) -> Option<Message> {
+        self.left = self.left.checked_sub(1)?;
+        let offset = if self.left == 0 { self.next } else { self.after };
+        if !self.json {
+            return Some(Message { data: self.data.clone(), offset });
+        }
+        let mut texts = serde_json::Deserializer::from_slice(&self.data[self.at..]).into_iter::<&RawValue>();
+        let text = texts.next().and_then(Result::ok).expect("a JSON batch is an array of messages: it was checked");
+        let data = self.data.slice_ref(text.get().as_bytes());
+        let end = self.at + texts.byte_offset();
+        // After the comma, or the bracket that ends the array.
+        self.at = end + self.data[end..].iter().position(|byte| matches!(byte, b',' | b']')).map_or(0, |at| at + 1);
+        Some(Message { data, offset })
+    }
+}
+
+impl Message {
     /// The message: the text of a JSON value, or bytes.
     #[must_use]
     pub fn data(&self) -> &Bytes {
@@ -197,5 +213,51 @@ impl Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message").field("bytes", &self.data.len()).field("offset", &self.offset).finish()
+    }
+}
+
+#[cfg(all(test, not(comet_loom)))]
+mod tests {
+    use super::*;
+    use crate::Comet;
+    use proptest::prelude::*;
+
+    fn messages(text: &str) -> Vec<String> {
+        let channel = Comet::new().channel("/x");
+        channel.append(text.to_owned()).wait().unwrap();
+        let mut reader = channel.subscribe_earliest();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        channel.close().wait().unwrap();
+        runtime.block_on(async {
+            let mut messages = Vec::new();
+            while let Some(message) = reader.recv().await.unwrap() {
+                messages.push(String::from_utf8(message.data().to_vec()).unwrap());
+            }
+            messages
+        })
+    }
+
+    #[test]
+    fn messages_of_one_append_are_taken_one_by_one() {
+        for (text, expected) in [
+            ("1", &["1"][..]),
+            ("[1]", &["1"]),
+            ("[1,2]", &["1", "2"]),
+            (" [ 1 , 2\n,\t3 ] ", &["1", "2", "3"]),
+            (r#"[ "a,]" , [1,[2]] , {"b":",]"} , null ]"#, &[r#""a,]""#, "[1,[2]]", r#"{"b":",]"}"#, "null"]),
+            ("[[],[]]", &["[]", "[]"]),
+        ] {
+            assert_eq!(messages(text), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn they_are_what_serde_json_makes_of_the_array(numbers in prop::collection::vec(any::<(i32, String)>(), 1..20)) {
+            let text = serde_json::to_string_pretty(&numbers).unwrap();
+            let parsed: Vec<(i32, String)> =
+                messages(&text).iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+            prop_assert_eq!(parsed, numbers);
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{engine::Offset, sync::Mutex};
 
-/// How many names are remembered of channels that ended: some 4 MiB, once as many have.
+/// How many names are remembered of channels that ended: less than 5 MiB, once as many have.
 const NAMES: usize = 65_536;
 
 /// The channels that have ended: deleted, expired or evicted after something was appended to them.
