@@ -50,7 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let clock = comet.channel("/events/clock");
     thread::spawn(move || tick(&clock));
 
-    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new());
+    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone());
     let service = TowerToHyperService::new(layer.layer(service_fn(hello)));
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;

@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         .route("/jobs", post(start))
         .with_state(jobs)
-        .layer(CometLayer::new(comet.clone()).route("/jobs/{id}", Route::strict()));
+        .layer(CometLayer::new(comet.clone()).route("/jobs/{id}", Route::strict().read_by_anyone()));
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -47,6 +47,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let comet = flags.comet().await?;
     let streams = Route::strict()
+        .read_by_anyone()
         .max_wait(flags.max_wait)
         .create_by_anyone()
         .append_by_anyone()

@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // The layer answers `GET /status`. Methods that it does not serve, and all of gRPC, go through to what is inside.
     let inside = Router::new().route("/status", put(set)).with_state(status.clone());
-    let layer = CometLayer::new(comet.clone()).route("/status", Route::new());
+    let layer = CometLayer::new(comet.clone()).route("/status", Route::new().read_by_anyone());
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);

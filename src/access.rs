@@ -17,8 +17,9 @@ use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
 /// with 500 and affects no other; with `panic = "abort"` the process ends, as with any panic. The layer puts nothing of a
 /// panic into the response. The process's panic hook prints it as usual: see [`std::panic::set_hook`].
 ///
-/// Whoever sends the request should be known by then: put the layer that authenticates outside of the
-/// [`CometLayer`](crate::CometLayer), and let it leave what it found in the request's extensions.
+/// A hook needs to know the client: put the middleware that authenticates where requests on the routes pass it before they
+/// reach the hook, and let it leave the user in the request's extensions. See [placement](crate::placement). A hook that denies
+/// when it finds no user closes the channel also where that middleware is in the wrong position.
 ///
 /// ```
 /// use std::future::ready;

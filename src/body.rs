@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
+    convert::Infallible,
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -12,7 +13,8 @@ use std::{
 use crate::protocol::Payload;
 
 pin_project! {
-    /// The body of an answer: the inner service's, or the layer's own.
+    /// The body of a response: the inner service's, or the layer's own. A service without an inner one,
+    /// [`CometRoutes`](crate::CometRoutes), has only its own, and `B` is [`NoBody`].
     ///
     /// It can be made from nothing or from bytes too, so that an outer layer that answers by itself can make one.
     ///
@@ -24,7 +26,7 @@ pin_project! {
     /// assert!(ResponseBody::<Inner>::default().is_end_stream());
     /// assert_eq!(ResponseBody::<Inner>::from("denied").size_hint().exact(), Some(6));
     /// ```
-    pub struct ResponseBody<B> {
+    pub struct ResponseBody<B = NoBody> {
         #[pin]
         kind: Kind<B>,
     }
@@ -93,6 +95,20 @@ impl<B> From<Bytes> for ResponseBody<B> {
 impl<B> From<&'static str> for ResponseBody<B> {
     fn from(text: &'static str) -> Self {
         Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+/// The body of an inner service that does not exist: see [`CometRoutes`](crate::CometRoutes). No value of this type
+/// exists either.
+#[derive(Clone, Copy, Debug)]
+pub struct NoBody(Infallible);
+
+impl Body for NoBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0 {}
     }
 }
 

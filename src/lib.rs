@@ -1,11 +1,12 @@
 //! Push to clients over plain HTTP, from the axum, tonic or hyper service that you already have.
 //!
 //! A client sends two kinds of request: one that *sends data*, and one that *waits*. This crate is the second
-//! kind, done once: a tower layer that turns requests on the routes you name into waits on named channels, and passes every
-//! other request through untouched. You publish by calling a method; a client that waits is answered, and one that was
-//! between two polls is given what it missed.
+//! kind, done once: it turns requests on the routes you name into waits on named channels. The routes are mounted in a
+//! framework's router, or put around any tower service as a layer, which passes every other request through untouched. You
+//! publish by calling a method; a waiting client receives the message at once, and a client between two polls with its next.
 //!
-//! Two types carry it. [`Comet`] is the channels; [`CometLayer`] is the routes.
+//! There are two main types: [`Comet`], the channels, and [`CometLayer`], the routes. [Placement](placement) has how to
+//! put the routes into an application and how to guard them.
 //!
 //! # A tour
 //!
@@ -17,10 +18,11 @@
 //!
 //! let comet = Comet::new();
 //!
-//! // The layer goes around what is there. `/events/news` is now a channel, and so is `/events/anything`.
+//! // `/events/news` is a channel, and so is `/events/anything`. Anyone may read them.
+//! let channels = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone()).into_service();
 //! let app: Router = Router::new()
 //!     .route("/", get(|| async { "an ordinary handler" }))
-//!     .layer(CometLayer::new(comet.clone()).route("/events/{channel}", Route::new()));
+//!     .route_service("/events/{channel}", channels);
 //!
 //! // A bare GET waits for the next message ...
 //! let waiting = tokio::spawn(app.clone().oneshot(Request::get("/events/news").body(Body::empty())?));
@@ -55,9 +57,10 @@
 //! * **Plain HTTP.** The wire format is [Durable Streams 1.0](https://github.com/durable-streams/durable-streams): curl,
 //!   `fetch` and its clients can use it.
 //! * **Bounded.** Everything that a stranger's request can grow has a limit: see [`CometBuilder`] and [`Route`].
-//! * **Shut by default.** Reading is open; writing is off until a [`Route`] turns it on and says who may: see [`Authorize`].
+//! * **Closed by default.** A [`Route`] must name its readers; otherwise the layer panics at start-up. Writing is off until
+//!   the route names its writers: see [`Authorize`].
 //! * **Shuts down.** [`Comet::close_on`] ends all waits, so that a graceful shutdown does not hang on them.
-//! * **Out of the way.** A request that is on no route costs a look-up of its path: no lock, no allocation.
+//! * **Out of the way.** As a layer, it costs a request that is on no route a look-up of its path: no lock, no allocation.
 //!
 //! # What it does not do
 //!
@@ -103,9 +106,10 @@
 //!
 //! # Beside other layers
 //!
-//! Tracing, CORS, authentication and compression go outside of the layer; time-outs and concurrency limits inside,
-//! where they see the application's requests and not the waits. An outer layer finds an [`Outcome`] in the extensions of the
-//! layer's own answers. In axum, add the layer last, to the outermost router, with full paths.
+//! Tracing, CORS, authentication and compression go outside of the channels; time-outs and concurrency limits inside,
+//! where they see the application's requests and not the waits. An outer layer finds an [`Outcome`] in the extensions of
+//! responses to requests on a route. [Placement](placement) has tables for axum and for the common layers, and which
+//! arrangements of authentication guard the channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod access;
@@ -135,7 +139,7 @@ mod subscription;
 mod sync;
 
 pub use access::{Access, Action, Authorize, Denied, Grant};
-pub use body::ResponseBody;
+pub use body::{NoBody, ResponseBody};
 pub use builder::CometBuilder;
 pub use change::{Broadcast, Change};
 pub use channel::Channel;
@@ -158,13 +162,16 @@ pub use producer::Producer;
 pub use redis::RedisBuilder;
 pub use registry::Unhealthy;
 pub use route::Route;
-pub use service::CometService;
+pub use service::{CometRoutes, CometService};
 pub use subscription::{Message, Subscription};
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 #[doc = include_str!("../docs/redis.md")]
 pub mod on_redis {}
+
+#[doc = include_str!("../docs/placement.md")]
+pub mod placement {}
 
 /// The code in the README is compiled.
 #[cfg(doctest)]
@@ -180,7 +187,9 @@ const _: () = {
     is_shared::<Message>();
     is_shared::<CometLayer>();
     is_shared::<CometService<()>>();
+    is_shared::<CometRoutes>();
     is_shared::<ResponseBody<()>>();
+    is_shared::<ResponseBody>();
     is_shared::<Error>();
     const fn is_sent<T: Send + 'static>() {}
     is_sent::<Change>();

@@ -16,7 +16,7 @@
 /// let inner = service_fn(|_: Request<Empty<bytes::Bytes>>| async {
 ///     Ok::<_, std::convert::Infallible>(http::Response::new(Empty::<bytes::Bytes>::new()))
 /// });
-/// let service = CometLayer::new(Comet::new()).route("/events/{channel}", Route::new()).layer(inner);
+/// let service = CometLayer::new(Comet::new()).route("/events/{channel}", Route::new().read_by_anyone()).layer(inner);
 /// let request = Request::get("/events/news?offset=-1").body(Empty::new()).unwrap();
 /// let response = service.oneshot(request).await?;
 /// assert_eq!(response.extensions().get(), Some(&Outcome::Read));

@@ -7,23 +7,28 @@ use crate::{Action, Authorize, access::Gate, engine::MediaType};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
-/// Reading is open, and nothing can be written, unless the route says otherwise.
+/// A route must name its readers: by [`read_by`](Route::read_by), by [`read_by_anyone`](Route::read_by_anyone), or by
+/// [`CometLayer::read_by`](crate::CometLayer::read_by) for every route that names none. A route without readers is a panic when
+/// the layer is applied. Writing is off until the route names its writers.
 ///
 /// * [`Route::new`] is a *comet* route: a bare `GET` waits for the next message, waiting on a
-///   channel that nobody has made yet is fine, and methods that the route does not serve go to the inner
+///   channel that does not exist yet is allowed, and methods that the route does not serve go to the inner
 ///   service, so that an application can have its own `POST` handler on the path.
 /// * [`Route::strict`] follows Durable Streams 1.0 to the letter: a bare `GET` reads from the start, an unknown channel
-///   is 404, and the route owns its path: other methods are 405, save `OPTIONS` and `CONNECT`, which go inward.
+///   is 404, and the route owns its path: other methods are 405, except `OPTIONS` and `CONNECT`, which go to the inner service.
+///
+/// Without an inner service ([`CometLayer::into_service`](crate::CometLayer::into_service)) other methods are 405 on both,
+/// and `OPTIONS` is 204.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_comet::{Comet, CometLayer, Route};
 ///
 /// let layer = CometLayer::new(Comet::new())
-///     .route("/events/{channel}", Route::new().max_wait(Duration::from_secs(50)))
-///     .route("/rooms/{room}", Route::new().append_by_anyone())
-///     .route("/v1/stream/{*path}", Route::strict());
-/// # let _ = layer;
+///     .route("/events/{channel}", Route::new().read_by_anyone().max_wait(Duration::from_secs(50)))
+///     .route("/rooms/{room}", Route::new().read_by_anyone().append_by_anyone())
+///     .route("/v1/stream/{*path}", Route::strict().read_by_anyone());
+/// assert!(layer.check().is_ok());
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a route does nothing until a layer has it"]
@@ -35,6 +40,7 @@ pub struct Route {
     pub(crate) body_timeout: Duration,
     pub(crate) hook_timeout: Duration,
     pub(crate) channel: Option<String>,
+    /// `Shut` if the route names no readers: the layer's reader takes its place.
     pub(crate) read: Gate,
     pub(crate) append: Gate,
     pub(crate) create: Gate,
@@ -54,7 +60,7 @@ impl Route {
             body_timeout: Duration::from_secs(10),
             hook_timeout: Duration::from_secs(10),
             channel: None,
-            read: Gate::Open,
+            read: Gate::Shut,
             append: Gate::Shut,
             create: Gate::Shut,
             close: Gate::Shut,
@@ -76,8 +82,8 @@ impl Route {
     ///
     /// let comet = Comet::new();
     /// let layer = CometLayer::new(comet.clone())
-    ///     .route("/rooms/{room}", Route::new().channel("room:{room}"))
-    ///     .route("/v2/rooms/{room}/messages", Route::new().channel("room:{room}"));
+    ///     .route("/rooms/{room}", Route::new().read_by_anyone().channel("room:{room}"))
+    ///     .route("/v2/rooms/{room}/messages", Route::new().read_by_anyone().channel("room:{room}"));
     /// // Both routes read what is published here:
     /// let room = comet.channel("room:42");
     /// # let _ = (layer, room);
@@ -158,9 +164,20 @@ impl Route {
         self
     }
 
-    /// Asks who may read and wait. Without it, anyone may.
+    /// Sets the hook that authorizes reading and waiting. It replaces an earlier choice, and takes precedence over
+    /// [`CometLayer::read_by`](crate::CometLayer::read_by).
     pub fn read_by(mut self, authorize: impl Authorize) -> Self {
         self.read = Gate::ask(authorize);
+        self
+    }
+
+    /// Allows reading and waiting to anyone who can reach the server. It replaces an earlier choice, and takes precedence
+    /// over [`CometLayer::read_by`](crate::CometLayer::read_by).
+    ///
+    /// Authentication in front of the route still applies. Which arrangements of layers put it there is in
+    /// [placement](crate::placement).
+    pub fn read_by_anyone(mut self) -> Self {
+        self.read = Gate::Open;
         self
     }
 
@@ -179,14 +196,14 @@ impl Route {
         self
     }
 
-    /// Allows creating by `PUT`, and asks who may. Who forks a channel is asked about reading its source too, by the route of
-    /// the source.
+    /// Allows creating by `PUT`, and sets the hook that authorizes it. For a fork the layer also calls the hook of the
+    /// source's route for [`Action::Read`]. It does not call a guard in front of that route: see [placement](crate::placement).
     pub fn create_by(mut self, authorize: impl Authorize) -> Self {
         self.create = Gate::ask(authorize);
         self
     }
 
-    /// Allows creating by `PUT` to anyone who can reach the server.
+    /// Allows creating by `PUT` to anyone who can reach the server. Forks are authorized as with [`create_by`](Self::create_by).
     pub fn create_by_anyone(mut self) -> Self {
         self.create = Gate::Open;
         self

@@ -6,6 +6,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
     Comet, Route, RouteError,
+    access::Gate,
     name::{self, NameError, Template},
     registry::Registry,
 };
@@ -16,6 +17,10 @@ pub(crate) struct Routes {
     comet: Comet,
     router: Router<usize>,
     mounted: Vec<Mounted>,
+    /// The reader of every route that names none. `Shut` until the layer has one.
+    reader: Gate,
+    /// The first route without a reader, its own or the layer's.
+    incomplete: Option<usize>,
     public_url: Option<String>,
 }
 
@@ -24,18 +29,27 @@ struct Mounted {
     pattern: String,
     route: Arc<Route>,
     template: Option<Template>,
+    /// Whether the route's reader is the layer's.
+    inherits: bool,
 }
 
 impl Routes {
     pub(crate) fn new(comet: Comet) -> Self {
-        Self { comet, router: Router::new(), mounted: Vec::new(), public_url: None }
+        Self {
+            comet,
+            router: Router::new(),
+            mounted: Vec::new(),
+            reader: Gate::Shut,
+            incomplete: None,
+            public_url: None,
+        }
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         self.comet.registry()
     }
 
-    pub(crate) fn insert(&mut self, pattern: &str, route: Route) -> Result<(), RouteError> {
+    pub(crate) fn insert(&mut self, pattern: &str, mut route: Route) -> Result<(), RouteError> {
         if !pattern.starts_with('/') {
             return Err(RouteError::new(pattern, "a pattern begins with `/`"));
         }
@@ -43,9 +57,38 @@ impl Routes {
             None => None,
             Some(text) => Some(Template::parse(text, pattern).map_err(|reason| RouteError::new(pattern, reason))?),
         };
-        self.router.insert(pattern, self.mounted.len()).map_err(|error| RouteError::new(pattern, error))?;
-        self.mounted.push(Mounted { pattern: pattern.to_owned(), route: Arc::new(route), template });
+        let nth = self.mounted.len();
+        self.router.insert(pattern, nth).map_err(|error| RouteError::new(pattern, error))?;
+        let inherits = route.read.is_shut();
+        if inherits {
+            route.read = self.reader.clone();
+        }
+        if route.read.is_shut() {
+            self.incomplete.get_or_insert(nth);
+        }
+        self.mounted.push(Mounted { pattern: pattern.to_owned(), route: Arc::new(route), template, inherits });
         Ok(())
+    }
+
+    /// Sets the reader of every route that names none, those that are added later included.
+    pub(crate) fn set_reader(&mut self, reader: Gate) {
+        for mounted in self.mounted.iter_mut().filter(|mounted| mounted.inherits) {
+            Arc::make_mut(&mut mounted.route).read = reader.clone();
+        }
+        self.reader = reader;
+        self.incomplete = None;
+    }
+
+    /// Returns an error if a route has no reader. In constant time: axum may apply a layer once for each request.
+    pub(crate) fn check(&self) -> Result<(), RouteError> {
+        match self.incomplete {
+            None => Ok(()),
+            Some(nth) => Err(RouteError::new(
+                &self.mounted[nth].pattern,
+                "the route does not name its readers: call `read_by(hook)` or `read_by_anyone()` on the `Route`, or \
+                 `read_by(hook)` on the `CometLayer` for all routes that name none",
+            )),
+        }
     }
 
     pub(crate) fn set_public_url(&mut self, url: &str) {
@@ -67,6 +110,11 @@ impl Routes {
             return None;
         }
         Some((&mounted.route, self.name(path, &found)))
+    }
+
+    /// The route of a path, whatever methods it serves.
+    pub(crate) fn at(&self, path: &str) -> Option<&Route> {
+        Some(&self.mounted[*self.router.at(path).ok()?.value].route)
     }
 
     /// The first segment below a strict route's fixed part is kept for subscriptions, which are not served.

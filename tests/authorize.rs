@@ -72,7 +72,7 @@ async fn an_append_that_ends_the_stream_needs_both() {
     let comet = Comet::new();
     let may =
         |action| move |access: Access| ready(if access.action() == action { Ok(()) } else { Err(Denied::forbidden()) });
-    let routes = |hook: Action| Route::new().append_by(may(hook)).close_by(may(hook));
+    let routes = |hook: Action| Route::new().read_by_anyone().append_by(may(hook)).close_by(may(hook));
     let layer = CometLayer::new(comet.clone())
         .route("/appends/{channel}", routes(Action::Append))
         .route("/closes/{channel}", routes(Action::Close));
@@ -265,7 +265,9 @@ async fn a_granted_name_is_checked_like_any_other() {
 #[tokio::test(start_paused = true)]
 async fn writing_is_off_until_a_route_turns_it_on() {
     let comet = Comet::new();
-    let layer = CometLayer::new(comet.clone()).route("/comet/{x}", Route::new()).route("/strict/{x}", Route::strict());
+    let layer = CometLayer::new(comet.clone())
+        .route("/comet/{x}", Route::new().read_by_anyone())
+        .route("/strict/{x}", Route::strict().read_by_anyone());
     for (uri, refused) in [("/comet/x", 418), ("/strict/x", 405)] {
         for (request, action) in every_action(uri) {
             let seen = send(&layer, request).await;

@@ -40,7 +40,9 @@ async fn layer(comet: &Comet) -> CometLayer {
         comet.channel(name).publish(name).await.unwrap();
     }
     let layer = CometLayer::new(comet.clone());
-    layer.route("/events/{channel}", Route::new()).route("/api/events/{channel}", Route::new())
+    layer
+        .route("/events/{channel}", Route::new().read_by_anyone())
+        .route("/api/events/{channel}", Route::new().read_by_anyone())
 }
 
 async fn serve<S>(app: S) -> SocketAddr
@@ -169,12 +171,12 @@ async fn methods_that_the_route_does_not_serve_are_the_applications() {
         room.publish(&format!("said: {said}")).await.unwrap();
         StatusCode::CREATED
     };
-    let open = Route::new().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone();
+    let open = Route::new().read_by_anyone().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone();
     let app = Router::new().route("/rooms/{room}", post(say).fallback(own)).fallback(own).layer(
         CometLayer::new(comet.clone())
-            .route("/rooms/{room}", Route::new())
+            .route("/rooms/{room}", Route::new().read_by_anyone())
             .route("/open/{x}", open)
-            .route("/strict/{x}", Route::strict()),
+            .route("/strict/{x}", Route::strict().read_by_anyone()),
     );
 
     let hello = support::post("/rooms/1", "text/plain", "hello");

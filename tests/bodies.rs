@@ -25,7 +25,7 @@ const DISCARD: usize = 16 * MIB;
 const HASTE: Duration = Duration::from_millis(300);
 
 fn layer(comet: &Comet) -> CometLayer {
-    let route = || Route::new().content_type(BYTES).append_by_anyone().create_by_anyone();
+    let route = || Route::new().read_by_anyone().content_type(BYTES).append_by_anyone().create_by_anyone();
     CometLayer::new(comet.clone())
         .route("/bytes/{channel}", route())
         .route("/hasty/{channel}", route().body_timeout(HASTE))

@@ -20,7 +20,7 @@ fn layer(comet: &Comet) -> CometLayer {
         .route("/plain/{*path}", open_to_all())
         .route("/shared/{*path}", open_to_all().cache_for(minute))
         .route("/own/{*path}", open_to_all().cache_for(minute).read_by(|_: Access| ready(Ok::<_, Denied>(()))))
-        .route("/comet/{channel}", Route::new().cache_for(minute))
+        .route("/comet/{channel}", Route::new().read_by_anyone().cache_for(minute))
 }
 
 fn cache_control(seen: &Seen) -> &str {

@@ -24,7 +24,7 @@ use tower_comet::{Access, Comet, CometLayer, Retention, Route};
 const WAIT: Duration = Duration::from_secs(50);
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().max_wait(WAIT))
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone().max_wait(WAIT))
 }
 
 async fn serve(comet: &Comet) -> Server {
@@ -107,8 +107,8 @@ async fn a_wait_ends_when_its_client_goes_in_any_way_there_is() {
 #[tokio::test]
 async fn a_request_that_is_pipelined_behind_a_wait_hides_that_the_client_is_gone() {
     let comet = Comet::new();
-    let layer =
-        CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().max_wait(Duration::from_secs(1)));
+    let layer = CometLayer::new(comet.clone())
+        .route("/events/{channel}", Route::new().read_by_anyone().max_wait(Duration::from_secs(1)));
     let server = Server::start(layer.layer(Teapot)).await;
     let mut stream = server.connect().await;
     write(&mut stream, "GET /events/news HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2)).await;
@@ -246,7 +246,7 @@ fn without_chunks(mut text: &str) -> Option<String> {
 #[tokio::test]
 async fn a_body_that_dribbles_in_is_cut_off_after_its_time() {
     let comet = Comet::new();
-    let route = Route::new().append_by_anyone().body_timeout(Duration::from_millis(500));
+    let route = Route::new().read_by_anyone().append_by_anyone().body_timeout(Duration::from_millis(500));
     let layer = CometLayer::new(comet.clone()).route("/events/{channel}", route);
     let server = Server::start(layer.layer(Teapot)).await;
     for framing in ["Content-Length: 1000", "Transfer-Encoding: chunked"] {
@@ -284,7 +284,8 @@ async fn a_body_that_dribbles_in_is_cut_off_after_its_time() {
 #[tokio::test]
 async fn an_append_that_breaks_off_appends_nothing() {
     let comet = Comet::new();
-    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().append_by_anyone());
+    let layer =
+        CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone());
     let server = Server::start(layer.layer(Teapot)).await;
     let news = comet.channel("/events/news");
     for i in 0..20 {

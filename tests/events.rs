@@ -16,7 +16,9 @@ use tower_layer::Layer;
 type Body = ResponseBody<http_body_util::Full<Bytes>>;
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all()).route("/comet/{channel}", Route::new())
+    CometLayer::new(comet.clone())
+        .route("/s/{*path}", open_to_all())
+        .route("/comet/{channel}", Route::new().read_by_anyone())
 }
 
 async fn open(layer: &CometLayer, uri: &str) -> Response<Body> {

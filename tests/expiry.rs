@@ -19,9 +19,10 @@ const TEXT: (&str, &str) = ("content-type", "text/plain");
 const LIVE: &str = "live=long-poll";
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone())
-        .route("/s/{*path}", open_to_all())
-        .route("/comet/{channel}", Route::new().create_by_anyone().append_by_anyone().delete_by_anyone())
+    CometLayer::new(comet.clone()).route("/s/{*path}", open_to_all()).route(
+        "/comet/{channel}",
+        Route::new().read_by_anyone().create_by_anyone().append_by_anyone().delete_by_anyone(),
+    )
 }
 
 fn seconds(seconds: u64) -> Duration {

@@ -313,10 +313,10 @@ async fn a_fork_needs_leave_to_create_it_and_leave_to_read_its_source_by_the_rou
     let asked = Arc::default();
     let comet = comet();
     let layer = CometLayer::new(comet.clone())
-        .route("/drafts/{*path}", Route::strict().create_by(asks(&asked, "drafts")))
+        .route("/drafts/{*path}", Route::strict().read_by_anyone().create_by(asks(&asked, "drafts")))
         .route("/secret/{*path}", Route::strict().read_by(asks(&asked, "secret")))
         .route("/mine/{*path}", Route::strict().read_by(asks(&asked, "tenant")))
-        .route("/news/{channel}", Route::new().channel("news:{channel}"));
+        .route("/news/{channel}", Route::new().read_by_anyone().channel("news:{channel}"));
     for (channel, content) in [
         ("/secret/a", "a secret"),
         ("/of-tenant/mine/a", "a tenant's"),
@@ -393,7 +393,7 @@ async fn a_forks_source_is_one_path_to_the_hook_the_router_and_the_registry() {
     };
     let comet = comet();
     let layer = CometLayer::new(comet.clone())
-        .route("/s/{*path}", Route::strict().create_by_anyone().delete_by_anyone())
+        .route("/s/{*path}", Route::strict().read_by_anyone().create_by_anyone().delete_by_anyone())
         .route("/rooms/{*room}", Route::strict().read_by(record));
     for channel in ["/rooms/42", "/rooms/42?x", "/rooms/42#x"] {
         comet.channel(channel).create(Create::new("text/plain").content(channel)).await.unwrap();

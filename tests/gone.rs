@@ -13,8 +13,8 @@ const ZERO: &str = "0000000000000000_0000000000000000";
 /// The same channels on a comet route and on a strict one.
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new().channel("{channel}"))
-        .route("/streams/{channel}", Route::strict().channel("{channel}"))
+        .route("/events/{channel}", Route::new().read_by_anyone().channel("{channel}"))
+        .route("/streams/{channel}", Route::strict().read_by_anyone().channel("{channel}"))
 }
 
 fn keeping(appends: usize) -> Comet {

@@ -269,7 +269,7 @@ async fn the_hook_of_a_forks_source_has_the_limits_of_the_sources_route() {
         if exists {
             comet.channel("/sources/room").publish("stored").await.unwrap();
         }
-        let forks = || Route::new().create_by_anyone().hook_timeout(Duration::from_secs(1));
+        let forks = || Route::new().read_by_anyone().create_by_anyone().hook_timeout(Duration::from_secs(1));
         let fork = || ask("PUT /forks/x", &[("stream-forked-from", source)], "");
 
         let never = |_: Access| pending::<Result<(), Denied>>();
@@ -294,7 +294,7 @@ async fn other_streams_of_an_http2_connection_go_on_while_hooks_fail() {
     let comet = Comet::new();
     let never = |_: Access| pending::<Result<(), Denied>>();
     let mut layer = CometLayer::new(comet.clone())
-        .route("/open/{channel}", Route::new())
+        .route("/open/{channel}", Route::new().read_by_anyone())
         .route("/asked/{channel}", Route::new().read_by(|_: Access| ready(Ok::<_, Denied>(()))))
         .route("/never/{channel}", Route::new().hook_timeout(Duration::from_millis(50)).read_by(never));
     for (nth, hook) in panics().into_iter().enumerate() {

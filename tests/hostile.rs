@@ -125,7 +125,7 @@ proptest! {
             let comet = Comet::builder().retention(Retention::unbounded()).max_append(150).max_history(3_000).build();
             let layer = CometLayer::new(comet.clone())
                 .route("/s/{*path}", open_to_all())
-                .route("/comet/{channel}", Route::new().append_by_anyone().create_by_anyone().delete_by_anyone());
+                .route("/comet/{channel}", Route::new().read_by_anyone().append_by_anyone().create_by_anyone().delete_by_anyone());
             for asked in requests {
                 let label = format!("{asked:?}");
                 let (method, path) = (asked.method().clone(), asked.uri().path().to_owned());

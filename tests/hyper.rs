@@ -35,7 +35,7 @@ use tower::{Layer, Service, ServiceExt};
 use tower_comet::{Comet, CometLayer, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 /// An inner service that is not `Clone`, not `Send` and not `'static`, and whose error is its own.

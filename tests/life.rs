@@ -14,7 +14,8 @@ fn comet() -> Comet {
 }
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/text/{channel}", Route::new().content_type("text/plain").append_by_anyone())
+    CometLayer::new(comet.clone())
+        .route("/text/{channel}", Route::new().read_by_anyone().content_type("text/plain").append_by_anyone())
 }
 
 /// Advances the clock, and then does something unrelated: there is no task that sweeps.

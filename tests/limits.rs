@@ -23,8 +23,8 @@ const MIB: usize = 1024 * 1024;
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new().append_by_anyone().create_by_anyone())
-        .route("/bytes/{channel}", Route::strict().append_by_anyone().create_by_anyone())
+        .route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone().create_by_anyone())
+        .route("/bytes/{channel}", Route::strict().read_by_anyone().append_by_anyone().create_by_anyone())
 }
 
 fn built(set: impl FnOnce(CometBuilder) -> CometBuilder) -> (Comet, CometLayer) {
@@ -246,7 +246,7 @@ async fn a_channel_keeps_so_many_appends_so_many_bytes_and_so_long() {
     ] {
         let comet = Comet::builder().retention(set.clone()).build();
         assert_eq!(kept(&comet, appends, bytes).await, expected, "{set:?}");
-        let layer = CometLayer::new(comet.clone()).route("/{x}", Route::new().max_chunk(usize::MAX));
+        let layer = CometLayer::new(comet.clone()).route("/{x}", Route::new().read_by_anyone().max_chunk(usize::MAX));
         let seen = send(&layer, get("/x?offset=-1")).await;
         assert_eq!(seen.json().as_array().map(Vec::len), Some(expected), "{set:?}");
     }
@@ -264,8 +264,8 @@ async fn a_channel_keeps_so_many_appends_so_many_bytes_and_so_long() {
 async fn an_answer_has_a_size() {
     let comet = Comet::builder().retention(Retention::unbounded()).build();
     let layer = CometLayer::new(comet.clone())
-        .route("/events/{x}", Route::new())
-        .route("/small/{x}", Route::new().channel("/events/{x}").max_chunk(MIB / 2));
+        .route("/events/{x}", Route::new().read_by_anyone())
+        .route("/small/{x}", Route::new().read_by_anyone().channel("/events/{x}").max_chunk(MIB / 2));
     let channel = comet.channel("/events/x");
     for _ in 0..32 {
         channel.publish(&"x".repeat(MIB / 8 - 4)).await.unwrap();

@@ -31,8 +31,9 @@ const MALFORMED: [&str; 14] = [
 ];
 
 fn layer(comet: &Comet) -> CometLayer {
-    let comet_route =
-        |content_type| Route::new().content_type(content_type).append_by_anyone().create_by_anyone().close_by_anyone();
+    let comet_route = |content_type| {
+        Route::new().read_by_anyone().content_type(content_type).append_by_anyone().create_by_anyone().close_by_anyone()
+    };
     CometLayer::new(comet.clone())
         .route("/json/{x}", comet_route("application/json"))
         .route("/text/{x}", comet_route("text/plain"))
@@ -137,7 +138,7 @@ async fn three_types_leave_without_a_sandbox_whatever_their_case_and_parameters(
             assert_eq!(seen.header("x-content-type-options"), Some("nosniff"), "{what}");
         }
         // Nobody has created this one: it has the type of its route.
-        let route = Route::new().content_type(content_type);
+        let route = Route::new().read_by_anyone().content_type(content_type);
         let absent = CometLayer::new(comet.clone()).route("/{x}", route);
         for request in [get("/absent?offset=-1"), request(http::Method::HEAD, "/absent")] {
             let seen = send(&absent, request).await;

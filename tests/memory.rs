@@ -47,7 +47,7 @@ struct Asker(CometService<Teapot>);
 
 impl Asker {
     fn new(comet: &Comet) -> Self {
-        Self(CometLayer::new(comet.clone()).route("/events/{channel}", Route::new()).layer(Teapot))
+        Self(CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone()).layer(Teapot))
     }
 
     fn get(
@@ -123,7 +123,7 @@ fn one_who_stays_on_does_not_keep_the_memory_of_a_crowd() {
     let _alone = alone();
     with_paused_clock(async {
         let comet = Comet::new();
-        let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new());
+        let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone());
         let before = held();
         let mut stay = Vec::new();
         for round in 0..20 {
@@ -221,7 +221,8 @@ fn a_part_of_a_large_append_costs_no_more_than_the_append() {
         let messages = format!("[1{}]", ",1".repeat(500_000));
         let created = source.create(Create::new("application/json").content(messages)).await;
         created.expect("created");
-        let layer = CometLayer::new(comet).route("/{*path}", Route::strict().channel("{path}").create_by_anyone());
+        let layer = CometLayer::new(comet)
+            .route("/{*path}", Route::strict().read_by_anyone().channel("{path}").create_by_anyone());
         let before = ALLOCATOR.stats().bytes_allocated;
         let fork =
             [("stream-forked-from", "/source"), ("stream-fork-offset", "-1"), ("stream-fork-sub-offset", "499999")];

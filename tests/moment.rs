@@ -20,7 +20,7 @@ const ROUNDS: usize = 5_000;
 const CROWD: usize = 10_000;
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 /// So many turns of doing nothing.

@@ -14,12 +14,12 @@ use tower_layer::Layer;
 fn layer(comet: &Comet) -> CometLayer {
     let nobody = |_: Access| ready(Err::<(), _>(Denied::forbidden()));
     CometLayer::new(comet.clone())
-        .route("/rooms/{room}", Route::new())
+        .route("/rooms/{room}", Route::new().read_by_anyone())
         .route("/rooms/{room}/private", Route::new().read_by(nobody))
-        .route("/files/{*path}", Route::new())
+        .route("/files/{*path}", Route::new().read_by_anyone())
         .route("/files/secret/{*path}", Route::new().read_by(nobody))
         .route("/files/secret", Route::new().read_by(nobody))
-        .route("/short/{room}", Route::new().channel("{room}"))
+        .route("/short/{room}", Route::new().read_by_anyone().channel("{room}"))
 }
 
 /// What a path reads: the channel of that name, the guard, nothing, or the application.

@@ -35,7 +35,7 @@ use tower_http::{
 const LIVE: &str = "live=long-poll";
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 /// Sends a request through the whole of a stack.
@@ -79,7 +79,8 @@ fn on_response<B, S>(see: impl Fn(&Response<B>, Duration) + Clone) -> impl Fn(&R
 #[tokio::test(start_paused = true)]
 async fn who_traces_outside_is_told_how_every_request_ended() {
     let comet = Comet::builder().max_append(100).build();
-    let open = || Route::new().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone();
+    let open =
+        || Route::new().read_by_anyone().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone();
     let nobody = |_: Access| ready(Err::<(), _>(Denied::forbidden()));
     let routes = CometLayer::new(comet.clone())
         .route("/events/{channel}", open())

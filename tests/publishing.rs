@@ -10,7 +10,7 @@ use tokio::time::advance;
 use tower_comet::{Comet, CometLayer, Create, Error, Limit, Retention, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/{*channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/{*channel}", Route::new().read_by_anyone())
 }
 
 #[derive(Serialize)]

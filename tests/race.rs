@@ -131,7 +131,8 @@ async fn every_client_has_every_message_exactly_once_and_in_order() {
     let comet = Comet::builder().retention(Retention::unbounded()).build();
     let ends = Arc::new(Ends::default());
     // So small that those who are behind need several answers.
-    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().max_chunk(1_000));
+    let layer =
+        CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone().max_chunk(1_000));
     let server = Server::start(Counted { inner: layer.layer(Teapot), ends: ends.clone() }).await;
 
     let news = comet.channel("/events/news");

@@ -12,8 +12,8 @@ const BOTH: [&str; 2] = ["/events", "/streams"];
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new().channel("{channel}"))
-        .route("/streams/{channel}", Route::strict().channel("{channel}"))
+        .route("/events/{channel}", Route::new().read_by_anyone().channel("{channel}"))
+        .route("/streams/{channel}", Route::strict().read_by_anyone().channel("{channel}"))
 }
 
 /// A layer, a channel with two messages, and where each of them ends.
@@ -93,7 +93,7 @@ async fn messages_are_one_array_and_bytes_are_bytes() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_is_cut_between_appends_and_only_the_last_is_up_to_date() {
     let comet = Comet::new();
-    let route = Route::new().channel("{channel}").max_chunk(8);
+    let route = Route::new().read_by_anyone().channel("{channel}").max_chunk(8);
     let layer = CometLayer::new(comet.clone()).route("/events/{channel}", route);
     let log = comet.channel("log");
     log.create("text/plain").await.unwrap();
@@ -224,7 +224,7 @@ async fn a_malformed_query_is_400_and_says_what_is_wrong_with_it() {
 async fn only_an_answer_with_messages_may_be_cached_and_only_where_the_route_says_so() {
     let comet = Comet::new();
     let (_, [_, two]) = two_messages(&comet).await;
-    let minute = || Route::new().channel("{channel}").cache_for(Duration::from_secs(60));
+    let minute = || Route::new().read_by_anyone().channel("{channel}").cache_for(Duration::from_secs(60));
     let asked = |_| std::future::ready(Ok::<_, Denied>(()));
     let layer = CometLayer::new(comet.clone())
         .route("/public/{channel}", minute())

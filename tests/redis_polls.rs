@@ -15,7 +15,7 @@ async fn polls_of_a_channel_with_nothing_new_cost_redis_no_command_at_all() {
     let redis = server::Redis::start().await.expect("a redis-server");
     let comet = Comet::builder().redis(&redis.url()).connect().await.expect("a connection");
     until("Redis answers", || comet.health().is_ok()).await;
-    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new());
+    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone());
     let offset = comet.channel("/events/news").publish("first").await.expect("an offset");
     let poll = async |query: &str| {
         let uri = format!("/events/news?offset={offset}{query}");

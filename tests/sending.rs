@@ -13,10 +13,13 @@ const JSON: &str = "application/json";
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new().append_by_anyone())
-        .route("/text/{channel}", Route::new().content_type("text/plain").append_by_anyone().close_by_anyone())
-        .route("/streams/{channel}", Route::strict().append_by_anyone())
-        .route("/ended/{channel}", Route::new().channel("/events/{channel}").close_by_anyone())
+        .route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone())
+        .route(
+            "/text/{channel}",
+            Route::new().read_by_anyone().content_type("text/plain").append_by_anyone().close_by_anyone(),
+        )
+        .route("/streams/{channel}", Route::strict().read_by_anyone().append_by_anyone())
+        .route("/ended/{channel}", Route::new().read_by_anyone().channel("/events/{channel}").close_by_anyone())
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,9 +166,9 @@ async fn an_end_is_sent_alone_or_with_the_last_append_and_nothing_follows_it() {
 async fn an_application_keeps_its_own_methods_on_a_comet_route_and_a_strict_route_has_none() {
     let comet = Comet::new();
     let layer = CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new())
-        .route("/streams/{channel}", Route::strict())
-        .route("/some/{channel}", Route::strict().append_by_anyone().delete_by_anyone());
+        .route("/events/{channel}", Route::new().read_by_anyone())
+        .route("/streams/{channel}", Route::strict().read_by_anyone())
+        .route("/some/{channel}", Route::strict().read_by_anyone().append_by_anyone().delete_by_anyone());
     for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::TRACE] {
         let inner = send(&layer, request(method.clone(), "/events/news")).await;
         assert_eq!((inner.status, inner.outcome), (StatusCode::IM_A_TEAPOT, None), "{method}");

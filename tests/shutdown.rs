@@ -30,7 +30,7 @@ use tower_comet::{Comet, CometLayer, Outcome, Route};
 const LIVE: &str = "live=long-poll";
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().append_by_anyone())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone())
 }
 
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;

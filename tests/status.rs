@@ -56,12 +56,12 @@ fn layer() -> CometLayer {
     };
     CometLayer::new(comet)
         .route("/s/{*path}", open_to_all())
-        .route("/read-only/{*path}", Route::strict())
-        .route("/no-put/{*path}", Route::strict().append_by_anyone().delete_by_anyone())
-        .route("/no-close/{*path}", Route::strict().append_by_anyone().create_by_anyone())
+        .route("/read-only/{*path}", Route::strict().read_by_anyone())
+        .route("/no-put/{*path}", Route::strict().read_by_anyone().append_by_anyone().delete_by_anyone())
+        .route("/no-close/{*path}", Route::strict().read_by_anyone().append_by_anyone().create_by_anyone())
         .route("/guarded/{*path}", open_to_all().read_by(guarded).append_by(guarded).delete_by(guarded))
-        .route("/comet/{channel}", Route::new().append_by_anyone().create_by_anyone())
-        .route("/comet-read-only/{channel}", Route::new())
+        .route("/comet/{channel}", Route::new().read_by_anyone().append_by_anyone().create_by_anyone())
+        .route("/comet-read-only/{channel}", Route::new().read_by_anyone())
 }
 
 /// Goes through a table by both protocols, each with channels of its own.

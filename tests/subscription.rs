@@ -155,7 +155,7 @@ async fn it_ends_with_the_stream_and_with_the_server() {
 #[tokio::test(start_paused = true)]
 async fn a_clients_offset_is_a_place_to_subscribe_from_and_the_other_way_round() {
     let comet = Comet::new();
-    let layer = CometLayer::new(comet.clone()).route("/{channel}", Route::new());
+    let layer = CometLayer::new(comet.clone()).route("/{channel}", Route::new().read_by_anyone());
     let numbers = comet.channel("/numbers");
     numbers.append("[1, 2]").await.unwrap();
     let seen = send(&layer, get("/numbers?offset=-1")).await;

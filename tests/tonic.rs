@@ -31,7 +31,7 @@ struct Host {
 }
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 async fn bind() -> (TcpListener, SocketAddr) {

@@ -10,9 +10,9 @@ use tower_comet::{Comet, CometLayer, Create, Outcome, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new())
-        .route("/streams/{channel}", Route::strict().content_type("application/json"))
-        .route("/patient/{channel}", Route::new().max_wait(Duration::from_secs(50)))
+        .route("/events/{channel}", Route::new().read_by_anyone())
+        .route("/streams/{channel}", Route::strict().read_by_anyone().content_type("application/json"))
+        .route("/patient/{channel}", Route::new().read_by_anyone().max_wait(Duration::from_secs(50)))
 }
 
 #[tokio::test(start_paused = true)]

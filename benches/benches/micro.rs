@@ -51,9 +51,9 @@ fn comet() -> Comet {
 }
 
 fn service(comet: &Comet, routes: usize) -> CometService<Inner> {
-    let mut layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new());
+    let mut layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new().read_by_anyone());
     for route in 1..routes {
-        layer = layer.route(&format!("/service{route}/events/{{channel}}"), Route::new());
+        layer = layer.route(&format!("/service{route}/events/{{channel}}"), Route::new().read_by_anyone());
     }
     layer.layer(Inner)
 }

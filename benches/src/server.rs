@@ -146,7 +146,7 @@ where
     let comet = limits.max_channels(2_000_000).build();
     let control = comet.clone();
     // A million requests take longer to come than a wait lasts otherwise.
-    let route = Route::new().max_wait(Duration::from_secs(600));
+    let route = Route::new().read_by_anyone().max_wait(Duration::from_secs(600));
     let layer = CometLayer::new(comet).route("/c/{channel}", route);
     layer.layer(service_fn(move |request| boxed(control.clone(), request)))
 }

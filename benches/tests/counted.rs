@@ -31,9 +31,9 @@ fn service(
     Error = Infallible,
     Future = ResponseFuture<Ready<Answer>>,
 > {
-    let mut layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new());
+    let mut layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new().read_by_anyone());
     for route in 1..50 {
-        layer = layer.route(&format!("/service{route}/events/{{channel}}"), Route::new());
+        layer = layer.route(&format!("/service{route}/events/{{channel}}"), Route::new().read_by_anyone());
     }
     layer.layer(service_fn(|_: Request<Body>| ready(Ok(Response::new(Full::default())))))
 }

@@ -70,7 +70,7 @@ async fn churn_loses_nothing_and_leaves_nothing() {
 
 /// Readers and writers of channels that stay, and of some that come and go, until then.
 async fn churn(comet: &Comet, done: &Arc<Done>, end: Instant, first: u64) {
-    let layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new());
+    let layer = CometLayer::new(comet.clone()).route("/c/{channel}", Route::new().read_by_anyone());
     let service = layer.layer(service_fn(|_: Request<Empty<Bytes>>| async {
         Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default()))
     }));

@@ -47,7 +47,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .layer(DefaultBodyLimit::max(64 * 1024))
         .with_state(comet.clone())
         // A GET of a room is the layer's, and waits. A POST to it is no business of the layer's: `say` has it.
-        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new()));
+        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()));
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);

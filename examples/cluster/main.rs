@@ -105,7 +105,7 @@ async fn serve(listener: TcpListener, comet: Comet, restart: Arc<Notify>) -> io:
         .route("/cluster/restart", post(async move || restart.notify_one()))
         .layer(DefaultBodyLimit::max(64 * 1024))
         .with_state(comet.clone())
-        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new()));
+        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()));
     axum::serve(listener, app).with_graceful_shutdown(comet.close_on(tokio::signal::ctrl_c())).await
 }
 

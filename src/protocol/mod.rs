@@ -33,11 +33,11 @@ mod sse;
 mod target;
 mod text;
 
-use http::{Method, Request, Version, header};
+use http::{Method, Request, StatusCode, Version, header};
 use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
-use crate::{Action, Route, name::NameError, routes::Routes};
+use crate::{Action, Outcome, Route, name::NameError, routes::Routes};
 use answer::Answer;
 pub(crate) use payload::Payload;
 use problem::Problem;
@@ -103,4 +103,19 @@ where
         }),
         _ => target.reply(Err(Problem::method_not_allowed(&target.route))),
     }
+}
+
+/// Answers a request that no route serves and that has no inner service to go to: 404, 405, or `OPTIONS`.
+pub(crate) fn unserved<B>(routes: &Routes, request: &Request<B>) -> Reply {
+    let answer = match routes.at(request.uri().path()) {
+        None => Err(Problem::no_route()),
+        Some(route) if request.method() == Method::OPTIONS => {
+            let mut answer = answer::empty(StatusCode::NO_CONTENT, Outcome::Read);
+            answer.headers_mut().insert(header::ALLOW, problem::allow(route));
+            Ok(answer)
+        }
+        Some(route) => Err(Problem::method_not_allowed(route)),
+    };
+    let http1 = request.version() <= Version::HTTP_11;
+    Reply::now(routes.registry(), http1, request.method() == Method::HEAD, answer)
 }

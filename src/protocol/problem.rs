@@ -36,6 +36,10 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not-found", "there is no such channel")
     }
 
+    pub(super) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "no-route", "no route serves this path")
+    }
+
     pub(super) fn not_implemented() -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, "subscriptions", "subscriptions are not served here")
     }
@@ -109,17 +113,8 @@ impl Problem {
     }
 
     pub(super) fn method_not_allowed(route: &Route) -> Self {
-        let mut allow = "GET, HEAD, OPTIONS".to_owned();
-        for (method, gates) in
-            [("POST", &[&route.append, &route.close][..]), ("PUT", &[&route.create]), ("DELETE", &[&route.delete])]
-        {
-            if !gates.iter().all(|gate| gate.is_shut()) {
-                allow.push_str(", ");
-                allow.push_str(method);
-            }
-        }
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route does not allow the method")
-            .with(header::ALLOW, headers::ascii(allow))
+            .with(header::ALLOW, allow(route))
     }
 
     /// And nothing more on this connection: there is a body on it that nobody has read.
@@ -157,6 +152,20 @@ impl Problem {
         answer.extensions_mut().insert(self.outcome);
         answer
     }
+}
+
+/// The value of `Allow`: the methods that the route serves, and `OPTIONS`.
+pub(super) fn allow(route: &Route) -> HeaderValue {
+    let mut allow = "GET, HEAD, OPTIONS".to_owned();
+    for (method, gates) in
+        [("POST", &[&route.append, &route.close][..]), ("PUT", &[&route.create]), ("DELETE", &[&route.delete])]
+    {
+        if !gates.iter().all(|gate| gate.is_shut()) {
+            allow.push_str(", ");
+            allow.push_str(method);
+        }
+    }
+    headers::ascii(allow)
 }
 
 /// What the registry refuses, as the wire says it.

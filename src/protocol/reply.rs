@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Answer, Payload, Target, answer::finish, long_poll::LongPoll, problem::Problem};
-use crate::Action;
+use crate::{Action, registry::Registry};
 
 /// An answer, now or later.
 pub(crate) enum Reply {
@@ -20,6 +20,16 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    /// An answer to a request on HTTP/1.1 or not, a `HEAD` or not.
+    pub(super) fn now(registry: &Registry, http1: bool, head: bool, answer: Result<Answer, Problem>) -> Self {
+        let mut answer = answer.unwrap_or_else(Problem::into_answer);
+        if head {
+            // hyper sends it on HTTP/2, and clients take that for a fault of the connection.
+            *answer.body_mut() = Payload::default();
+        }
+        Self::Now(Some(Box::new(finish(registry, http1, answer))))
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
         loop {
             match self {
@@ -54,12 +64,7 @@ impl Target<'_> {
     }
 
     pub(super) fn reply(&self, answer: Result<Answer, Problem>) -> Reply {
-        let mut answer = answer.unwrap_or_else(Problem::into_answer);
-        if self.head {
-            // hyper sends it on HTTP/2, and clients take that for a fault of the connection.
-            *answer.body_mut() = Payload::default();
-        }
-        Reply::Now(Some(Box::new(finish(&self.registry, self.http1, answer))))
+        Reply::now(&self.registry, self.http1, self.head, answer)
     }
 }
 

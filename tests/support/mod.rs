@@ -119,7 +119,7 @@ pub fn ask(line: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Requ
 
 /// A strict route that anyone may do everything on.
 pub fn open_to_all() -> Route {
-    Route::strict().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone()
+    Route::strict().read_by_anyone().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone()
 }
 
 /// Sends a request in process, through the layer around [`Teapot`].

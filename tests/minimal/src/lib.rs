@@ -61,7 +61,7 @@ impl Seen {
 
 /// A layer with one route, `/events/{channel}`.
 pub fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 pub fn get(uri: &str) -> Request<Full<Bytes>> {

@@ -42,8 +42,15 @@ impl Node {
     }
 
     pub fn of(comet: Comet) -> Self {
-        let open =
-            || Route::new().max_wait(WAIT).create_by_anyone().append_by_anyone().close_by_anyone().delete_by_anyone();
+        let open = || {
+            Route::new()
+                .read_by_anyone()
+                .max_wait(WAIT)
+                .create_by_anyone()
+                .append_by_anyone()
+                .close_by_anyone()
+                .delete_by_anyone()
+        };
         let layer = CometLayer::new(comet.clone()).route("/c/{channel}", open());
         Self { comet, layer }
     }
