@@ -111,6 +111,12 @@ async fn where_in_a_router_the_layer_is_seen() {
             channel("/api/events/a"),
         ),
         (
+            "leaf.layer(comet).merge(other)",
+            leaf().layer(comet.clone()).merge(Router::new().route("/other", get(own))),
+            "/events/a",
+            NotFound,
+        ),
+        (
             "merge(leaf.layer(comet))",
             Router::new().merge(leaf().layer(comet.clone())),
             "/events/a",
