@@ -70,10 +70,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let jobs = Jobs { comet: comet.clone(), started: Arc::default() };
 
     // Strict: a job that nobody has started is a 404, and not a wait without an end.
-    let app = Router::new()
-        .route("/jobs", post(start))
-        .with_state(jobs)
-        .layer(CometLayer::new(comet.clone()).route("/jobs/{id}", Route::strict().read_by_anyone()));
+    let progress = CometLayer::new(comet.clone()).route("/jobs/{id}", Route::strict().read_by_anyone()).into_service();
+    let app = Router::new().route("/jobs", post(start)).route_service("/jobs/{id}", progress).with_state(jobs);
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -85,12 +85,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let frozen = frozen.clone();
         move |access| may_append(access, frozen.clone())
     });
+    let feeds = CometLayer::new(comet.clone()).route("/feed/{feed}", feed).into_service();
     let app = Router::new()
         .route("/frozen", put(freeze))
+        .route_service("/feed/{feed}", feeds)
         .with_state(frozen)
-        .layer(CometLayer::new(comet.clone()).route("/feed/{feed}", feed))
-        // Outside of the layer, as what is added later is: the hooks find the user in the extensions.
-        .layer(from_fn(authenticate));
+        // Last, so that it is in front of both routes: the hooks find the user in the extensions.
+        .route_layer(from_fn(authenticate));
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -1,4 +1,4 @@
-//! A chat with rooms: an axum application with a page, a `POST` and a count of its own, and the layer around them.
+//! A chat with rooms: an axum application with a page, a `POST` and a count of its own, and the channels among its routes.
 //!
 //! ```sh
 //! cargo run --example chat
@@ -25,7 +25,7 @@ use axum::{
         header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE},
     },
     response::{IntoResponse, Redirect},
-    routing::{get, post},
+    routing::{get, get_service},
 };
 use serde::{Deserialize, Serialize};
 use std::{env, error::Error, time::SystemTime};
@@ -35,6 +35,7 @@ use tower_comet::{Channel, Comet, CometLayer, Route};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let comet = Comet::new();
+    let rooms = CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()).into_service();
 
     let app = Router::new()
         .route("/", get(|| async { Redirect::to("/lobby") }))
@@ -42,12 +43,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/chat.css", get(([(CONTENT_TYPE, "text/css")], include_str!("chat.css"))))
         .route("/page.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("page.js"))))
         .route("/room.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("room.js"))))
-        .route("/rooms/{room}", post(say))
+        // A GET of a room reads its channel or waits; a POST to it is a handler of the application's own.
+        .route("/rooms/{room}", get_service(rooms).post(say))
         .route("/rooms/{room}/waiting", get(waiting))
         .layer(DefaultBodyLimit::max(64 * 1024))
-        .with_state(comet.clone())
-        // A GET of a room is the layer's, and waits. A POST to it is no business of the layer's: `say` has it.
-        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()));
+        .with_state(comet.clone());
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
@@ -105,7 +105,7 @@ async fn page(State(comet): State<Comet>, Path(room): Path<String>) -> Result<im
     Ok(([(CONTENT_SECURITY_POLICY, POLICY), (CONTENT_TYPE, "text/html; charset=utf-8")], include_str!("chat.html")))
 }
 
-/// The room's channel, which is named by the path that the layer sees.
+/// The room's channel, which is named by the path of its requests.
 fn channel(comet: &Comet, room: &str) -> Result<Channel, (StatusCode, String)> {
     let fits = (1..=40).contains(&room.chars().count());
     if !fits || !room.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_')) {

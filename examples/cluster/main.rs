@@ -31,7 +31,7 @@ use axum::{
         header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE},
     },
     response::Redirect,
-    routing::{get, post},
+    routing::{get, get_service, post},
 };
 use redis::Redis;
 use serde::{Deserialize, Serialize};
@@ -93,19 +93,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(listener: TcpListener, comet: Comet, restart: Arc<Notify>) -> io::Result<()> {
+    let rooms = CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()).into_service();
     let app = Router::new()
         .route("/", get(|| async { Redirect::to("/lobby") }))
         .route("/{room}", get(page))
         .route("/chat.css", get(([(CONTENT_TYPE, "text/css")], include_str!("../chat/chat.css"))))
         .route("/page.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("../chat/page.js"))))
         .route("/room.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("../chat/room.js"))))
-        .route("/rooms/{room}", post(say))
+        .route("/rooms/{room}", get_service(rooms).post(say))
         .route("/rooms/{room}/waiting", get(waiting))
         .route("/cluster/health", get(health))
         .route("/cluster/restart", post(async move || restart.notify_one()))
         .layer(DefaultBodyLimit::max(64 * 1024))
-        .with_state(comet.clone())
-        .layer(CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone()));
+        .with_state(comet.clone());
     axum::serve(listener, app).with_graceful_shutdown(comet.close_on(tokio::signal::ctrl_c())).await
 }
 
