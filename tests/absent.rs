@@ -11,7 +11,7 @@ use tower_comet::{Comet, CometLayer, Error, Outcome, Reason, Route};
 const MANY: usize = 70_000;
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new())
+    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
 /// Channels come and end.

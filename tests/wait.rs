@@ -148,8 +148,7 @@ async fn waits_that_begin_together_do_not_end_together() {
         }
     }
     assert_eq!(left, 0);
-    // Some share a moment, and with it a timer.
-    assert!((20..=32).contains(&ends.len()), "{ends:?}");
+    assert!(ends.len() > 60, "{} different deadlines: {ends:?}", ends.len());
     assert!(ends.first().unwrap() < &15_200 && ends.last().unwrap() > &15_800, "spread over the sixteenth: {ends:?}");
 }
 
