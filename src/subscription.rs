@@ -218,7 +218,6 @@ impl fmt::Debug for Message {
 
 #[cfg(all(test, not(comet_loom)))]
 mod tests {
-    use super::*;
     use crate::Comet;
     use proptest::prelude::*;
 

@@ -63,13 +63,10 @@ fn a_reader_meets_the_end_of_another_channel(is_good: fn(&Registry, Offset) -> b
 #[test]
 fn the_end_of_another_channel_refuses_no_absent_tail() {
     let sound = outcomes(|| {
-        a_reader_meets_the_end_of_another_channel(|registry, tail| {
-            registry.read(NAME, Start::After(tail), ALL).is_ok()
-        })
+        a_reader_meets_the_end_of_another_channel(|registry, tail| registry.read(NAME, Start::After(tail), ALL).is_ok())
     });
     assert_eq!(sound, ["good"]);
-    let shared = outcomes(|| {
-        a_reader_meets_the_end_of_another_channel(|registry, tail| registry.absent_tail(NAME) == tail)
-    });
+    let shared =
+        outcomes(|| a_reader_meets_the_end_of_another_channel(|registry, tail| registry.absent_tail(NAME) == tail));
     assert_eq!(shared, ["good", "refused"], "as if all names shared one count");
 }
