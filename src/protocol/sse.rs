@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU32,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -51,6 +51,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         finished: false,
         beat: target.registry.now() + BEAT,
         end: deadline(&target.registry, LIFE),
+        task: None,
     })));
     let map = answer.headers_mut();
     *map = headers::safe();
@@ -82,6 +83,8 @@ pin_project! {
         // When the silence has lasted too long.
         beat: u64,
         end: u64,
+        // The task that polled last: an event a millisecond would set the timer as often.
+        task: Option<Waker>,
     }
 }
 
@@ -98,7 +101,11 @@ impl EventStream {
             return Poll::Ready(None);
         }
         let over = *this.end <= now;
-        let polled = this.wait.as_mut().poll(cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
+        let same_task = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        if !same_task {
+            *this.task = Some(cx.waker().clone());
+        }
+        let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))

@@ -23,21 +23,21 @@ impl Timer {
         Self { sleep: None }
     }
 
-    /// Has the task woken at a deadline, and at no other. `parked` says that the same task has been waiting on this timer
-    /// since it was last set.
+    /// Has the task woken at a deadline, or once before it: a timer of the same task that is set for an earlier deadline
+    /// stays as it is, so that an event stream, which puts its deadline off with each event, does not set it each time.
     ///
-    /// The timer is made on the runtime that polls: a wait that was polled on another before does not depend on whether
-    /// that is driven, blocked, or gone. For the same reason a timer that has elapsed is not polled again: if it has because
-    /// its runtime was shut down, that would panic.
+    /// Unless it is known to be the `same_task` that set the timer, a new one is made on the runtime that polls: a wait that
+    /// was polled on another runtime before does not depend on whether that is driven, blocked, or gone. For the same reason a
+    /// timer that has elapsed is not polled again: if it has because its runtime was shut down, that would panic.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with its timer.
-    pub(super) fn set(self: Pin<&mut Self>, deadline: Instant, parked: bool, cx: &mut Context<'_>) {
+    pub(super) fn set(self: Pin<&mut Self>, deadline: Instant, same_task: bool, cx: &mut Context<'_>) {
         assert_unlocked();
         let mut sleep = self.project().sleep;
-        match sleep.as_mut().as_pin_mut().filter(|sleep| parked && !sleep.is_elapsed()) {
-            Some(sleep) if sleep.deadline() == deadline => {}
+        match sleep.as_mut().as_pin_mut().filter(|sleep| same_task && !sleep.is_elapsed()) {
+            Some(sleep) if sleep.deadline() <= deadline => {}
             Some(sleep) => sleep.reset(deadline),
             None => sleep.set(Some(sleep_until(deadline))),
         }
@@ -91,9 +91,9 @@ mod tests {
     }
 
     /// Sets the timer to so many milliseconds from now, on a runtime.
-    fn set(on: &Runtime, timer: Pin<&mut Timer>, millis: u64, parked: bool, waker: &Waker) {
+    fn set(on: &Runtime, timer: Pin<&mut Timer>, millis: u64, same_task: bool, waker: &Waker) {
         let _entered = on.enter();
-        timer.set(Instant::now() + Duration::from_millis(millis), parked, &mut Context::from_waker(waker));
+        timer.set(Instant::now() + Duration::from_millis(millis), same_task, &mut Context::from_waker(waker));
     }
 
     fn pass(on: &Runtime, millis: u64) {
@@ -101,20 +101,24 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_woken_at_the_deadline_that_was_set_last() {
+    fn a_task_is_woken_at_the_deadline_and_once_before_it_if_that_was_put_off() {
         let (on, woken) = (runtime(), Arc::<Woken>::default());
         let (waker, mut timer) = (Waker::from(woken.clone()), pin!(Timer::new()));
         set(&on, timer.as_mut(), 1_000, false, &waker);
         pass(&on, 500);
         set(&on, timer.as_mut(), 1_000, true, &waker);
-        pass(&on, 600);
-        assert_eq!(woken.times(), 0, "put off");
-        pass(&on, 500);
-        assert_eq!(woken.times(), 1);
+        pass(&on, 400);
+        assert_eq!(woken.times(), 0);
+        pass(&on, 200);
+        assert_eq!(woken.times(), 1, "at the earlier deadline");
+        set(&on, timer.as_mut(), 400, true, &waker);
+        set(&on, timer.as_mut(), 200, true, &waker);
+        pass(&on, 250);
+        assert_eq!(woken.times(), 2, "moved to an earlier one");
         set(&on, timer.as_mut(), 1_000, true, &waker);
         timer.as_mut().clear();
         pass(&on, 2_000);
-        assert_eq!(woken.times(), 1, "cleared");
+        assert_eq!(woken.times(), 2, "cleared");
     }
 
     #[test]

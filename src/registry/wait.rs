@@ -149,6 +149,17 @@ impl Wait {
     ///
     /// Outside of a tokio runtime with its timer, if it parks with a deadline.
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, limit: usize) -> Poll<Ended> {
+        self.poll_by(false, cx, until, limit)
+    }
+
+    /// [`poll`](Self::poll), for a caller that knows whether the same task polled last: its timer need not be set anew then.
+    pub(crate) fn poll_by(
+        self: Pin<&mut Self>,
+        same_task: bool,
+        cx: &mut Context<'_>,
+        until: u64,
+        limit: usize,
+    ) -> Poll<Ended> {
         assert_unlocked();
         let this = self.project();
         let waiter = this.waiter;
@@ -162,7 +173,7 @@ impl Wait {
             match waiter.check(cx.waker(), &mut waker, (until, now), limit) {
                 Next::End(ended) => return Poll::Ready(ended),
                 Next::Sleep { until: NEVER, .. } => this.timer.clear(),
-                Next::Sleep { until, again } => this.timer.set(waiter.registry.moment(until), again, cx),
+                Next::Sleep { until, again } => this.timer.set(waiter.registry.moment(until), again || same_task, cx),
                 Next::CloneWaker => {
                     waker = Some(cx.waker().clone());
                     continue;
