@@ -45,7 +45,7 @@ impl CometBuilder {
         self
     }
 
-    /// The bytes of all history together, 64 for each append and each remembered producer counted in. Default 256 MiB. Beyond: 503,
+    /// The bytes of all history together, 128 for each append and 64 for each remembered producer counted in. Default 256 MiB. Beyond: 503,
     /// [`Limit::History`](crate::Limit::History).
     pub fn max_history(mut self, bytes: usize) -> Self {
         self.limits.history = bytes;

@@ -190,7 +190,7 @@ async fn channels_have_a_number() {
 #[tokio::test(start_paused = true)]
 async fn all_history_together_has_a_size() {
     /// What an append costs beside its bytes.
-    const ENTRY: usize = 64;
+    const ENTRY: usize = 128;
     let megabyte = Bytes::from(vec![b'x'; MIB]);
     for (set, fits) in [(None, 255), (Some(4 * (MIB + ENTRY)), 4)] {
         let (comet, layer) = built(|builder| {

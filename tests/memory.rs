@@ -4,6 +4,7 @@ mod support;
 
 use bytes::Bytes;
 use http::Response;
+use http_body::Body;
 use http_body_util::Empty;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::{
@@ -230,5 +231,38 @@ fn a_part_of_a_large_append_costs_no_more_than_the_append() {
         assert_eq!(made.status, 201, "{made:?}");
         let allocated = ALLOCATOR.stats().bytes_allocated - before;
         assert!(allocated < 3_000 * KIB, "{allocated} bytes");
+    });
+}
+
+#[test]
+fn an_answer_of_tiny_appends_holds_no_more_than_its_content() {
+    let _alone = alone();
+    with_paused_clock(async {
+        const MANY: usize = 10_000;
+        for content_type in ["application/octet-stream", "application/json"] {
+            let comet = Comet::builder().retention(Retention::unbounded()).build();
+            let mut asker = Asker::new(&comet);
+            let channel = comet.channel("/events/news");
+            channel.create(content_type).await.expect("room");
+            for n in 0..MANY {
+                channel.append(format!("{}", n % 10)).await.expect("room");
+            }
+            let (mut offset, mut appends, mut answers) = ("-1".to_owned(), 0, 0);
+            loop {
+                let before = held();
+                let response = asker.get(format!("/events/news?offset={offset}")).await;
+                let (held, length) = (held() - before, response.body().size_hint().exact().expect("known") as usize);
+                assert!(held <= length + 2 * KIB, "{held} bytes are held for an answer of {length}");
+                offset = response.headers()["stream-next-offset"].to_str().expect("ASCII").to_owned();
+                let up_to_date = response.headers().contains_key("stream-up-to-date");
+                appends += if content_type == "application/json" { (length - 1) / 2 } else { length };
+                answers += 1;
+                if up_to_date {
+                    break;
+                }
+            }
+            assert_eq!(appends, MANY);
+            assert!(answers > 3, "{answers} answers");
+        }
     });
 }

@@ -184,7 +184,7 @@ async fn a_channel_remembers_so_many_producers_and_forgets_the_most_silent() {
     for nth in 0..1_000 {
         assert_eq!(tell(&format!("{nth}{}", "x".repeat(250)), 0).await, 200);
     }
-    let messages = channel.history() * ("[1]".len() + 64);
+    let messages = channel.history() * ("[1]".len() + 128);
     let producers = comet.stats().history_bytes - messages;
     assert!(producers <= 3 * (255 + 64), "{producers} bytes");
     channel.delete().await.unwrap();

@@ -203,16 +203,16 @@ fn a_broadcast_takes_many_polls_and_can_be_dropped_between_two() {
 #[tokio::test(start_paused = true)]
 async fn making_room_takes_many_polls_and_the_append_is_made_in_the_end() {
     const MANY: usize = 20_000;
-    let comet = Comet::builder().max_history(MANY * 100).build();
+    let comet = Comet::builder().max_history(MANY * 164).build();
     for n in 0..MANY {
         let draft = comet.channel(format!("/drafts/{n}"));
         draft.create(Create::new("text/plain").idle(Duration::from_secs(10)).content("x".repeat(36))).await.unwrap();
     }
-    assert_eq!(comet.stats().history_bytes, MANY * 100);
+    assert_eq!(comet.stats().history_bytes, MANY * 164);
     tokio::time::advance(Duration::from_secs(11)).await;
     let large = comet.channel("/large");
     large.create("text/plain").await.unwrap();
-    let (mut append, mut polls, mut most) = (Box::pin(large.append("x".repeat(MANY * 90))), 0, 0);
+    let (mut append, mut polls, mut most) = (Box::pin(large.append("x".repeat(MANY * 150))), 0, 0);
     // Larger than one append may be: refused before anything is evicted.
     assert!(matches!(poll(append.as_mut()), Poll::Ready(Err(tower_comet::Error::TooLarge { .. }))));
     append = Box::pin(large.append("x".repeat(1_000_000)));

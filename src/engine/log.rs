@@ -10,8 +10,12 @@ use super::{
     replica,
 };
 
-/// What an append costs beside its bytes; counted, so that a flood of tiny messages is bounded too.
-const ENTRY_COST: usize = 64;
+/// What an append costs beside its bytes, counted so that a flood of tiny messages is bounded too: 56 bytes in the history, which
+/// grows by doubling, what the allocator adds to the bytes, and the count of the readers that share them.
+const ENTRY_COST: usize = 128;
+
+/// How many appends one answer carries at most, however small: each is looked at under the channel's lock.
+const APPENDS: usize = 2_048;
 
 /// The history of a channel, in memory.
 pub(crate) struct Log {
@@ -156,7 +160,7 @@ impl Log {
         self.history.drop_oldest(count);
     }
 
-    /// What there is from `start`, at most `limit` bytes of messages, cut between appends; the
+    /// What there is from `start`, at most `limit` bytes of messages and 2,048 appends, cut between appends; the
     /// first append goes whole, however large.
     pub(crate) fn read(&self, start: Start, limit: usize) -> Result<Reading, Gone> {
         let first = self.index(start).map_err(|reason| self.gone(reason))?;
@@ -167,7 +171,7 @@ impl Log {
             .enumerate()
             .take_while(|(nth, entry)| {
                 bytes += entry.data.len();
-                *nth == 0 || bytes <= limit
+                *nth == 0 || (bytes <= limit && *nth < APPENDS)
             })
             .count();
         let chosen = self.history.from(first).take(taken);
@@ -182,11 +186,7 @@ impl Log {
             closed: reaches_tail && self.closed,
             messages: chosen.clone().map(|entry| entry.messages as usize).sum(),
             until: None,
-            pieces: match taken {
-                0 => Pieces::None,
-                1 => chosen.map(|entry| Pieces::One(entry.data.clone())).next().unwrap_or(Pieces::None),
-                _ => Pieces::Many(chosen.map(|entry| entry.data.clone()).collect()),
-            },
+            pieces: Pieces::of(chosen.map(|entry| &entry.data), self.json),
         })
     }
 

@@ -75,25 +75,44 @@ impl Reading {
             Pieces::None if self.json => Bytes::from_static(b"[]"),
             Pieces::None => Bytes::new(),
             Pieces::One(data) => data,
-            Pieces::Many(pieces) => {
-                let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-                for piece in &pieces {
-                    if !self.json {
-                        joined.extend_from_slice(piece);
-                    } else if joined.is_empty() {
-                        joined.extend_from_slice(&piece[..piece.len() - 1]);
-                    } else {
-                        joined.extend_from_slice(b",");
-                        joined.extend_from_slice(&piece[1..piece.len() - 1]);
-                    }
-                }
-                if self.json {
-                    joined.extend_from_slice(b"]");
-                }
-                joined.freeze()
-            }
+            Pieces::Many(pieces) => join(pieces.iter(), self.json),
         }
     }
+}
+
+impl Pieces {
+    /// The appends of a reading: shared with the log, unless they are so small that references to them would take more memory
+    /// than a copy.
+    pub(super) fn of<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Self {
+        let (count, bytes) = appends.clone().fold((0, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
+        match count {
+            0 => Self::None,
+            1 => appends.cloned().next().map_or(Self::None, Self::One),
+            _ if bytes < count * size_of::<Bytes>() => Self::One(join(appends, json)),
+            _ => Self::Many(appends.cloned().collect()),
+        }
+    }
+}
+
+/// Appends in one piece: one JSON array, or the bytes one after the other.
+fn join<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Bytes {
+    let (count, bytes) = appends.clone().fold((0usize, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
+    // Of JSON, each array but one gives one bracket for a comma, and the other away.
+    let mut joined = BytesMut::with_capacity(if json { bytes - count.saturating_sub(1) } else { bytes });
+    for data in appends {
+        if !json {
+            joined.extend_from_slice(data);
+        } else if joined.is_empty() {
+            joined.extend_from_slice(&data[..data.len() - 1]);
+        } else {
+            joined.extend_from_slice(b",");
+            joined.extend_from_slice(&data[1..data.len() - 1]);
+        }
+    }
+    if json {
+        joined.extend_from_slice(b"]");
+    }
+    joined.freeze()
 }
 
 impl fmt::Debug for Pieces {

@@ -105,7 +105,8 @@ impl EventStream {
         if !same_task {
             *this.task = Some(cx.waker().clone());
         }
-        let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
+        let polled =
+            this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))

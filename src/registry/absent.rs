@@ -1,7 +1,7 @@
 //! Absent tails: the offsets that stand for the tail of a channel that does not exist.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::atomic::{
         AtomicU64,
         Ordering::{Acquire, Release},
@@ -33,8 +33,8 @@ pub(super) struct Endings {
 
 #[derive(Default)]
 struct Recent {
-    /// By the hash of a name, the number of its last ending.
-    numbers: HashMap<u64, u64>,
+    /// By the hash of a name, the number of its last ending. A tree, as a hash table is moved all at once when it grows.
+    numbers: BTreeMap<u64, u64>,
     /// The same by number, oldest first.
     names: BTreeMap<u64, u64>,
     /// The number of the last ending that is no longer remembered.

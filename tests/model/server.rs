@@ -242,7 +242,7 @@ impl Server {
     /// How many streams there are, and what they hold in the measure of the limit on history.
     pub(super) fn usage(&self) -> (usize, usize) {
         let held = self.streams.values().filter(|stream| !stream.buried).map(|stream| {
-            let size = |append: &Append| stream.kind.text(&append.messages).len() + 64;
+            let size = |append: &Append| stream.kind.text(&append.messages).len() + 128;
             let producers: usize = stream.producers.keys().map(|id| id.len() + 64).sum();
             stream.appends.iter().map(size).sum::<usize>() + producers
         });

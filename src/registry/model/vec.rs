@@ -72,7 +72,7 @@ impl Channel {
     /// How many appends are kept, and what they cost.
     pub(super) fn history(&self) -> (usize, usize) {
         let kept = self.log.iter().flat_map(|log| &log.appends[log.floor..]);
-        kept.fold((0, 0), |(count, cost), append| (count + 1, cost + append.bytes + 64))
+        kept.fold((0, 0), |(count, cost), append| (count + 1, cost + append.bytes + 128))
     }
 
     /// Makes the log, if there is none, and says whether that was so.
