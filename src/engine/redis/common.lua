@@ -35,10 +35,14 @@ end
 -- remembered. Whoever is away for longer may have missed one.
 local SPAN = AGE > 0 and AGE + LINGER or 604800000
 
--- What stands for the fingerprint of the tail of a channel that nobody has made: what a deleted one of that name has left, or
--- else a count of half spans, of which the one before is good too.
+-- The fingerprint of an absent tail: what the last channel of that name has left, or else a count of half spans, of which the
+-- one before is good too. What was left is good for a span since it was last handed out, as a count is: a client that comes back
+-- again and again is never refused.
 local function origin(meta)
-  return redis.call('GET', was_of(meta)) or text(AGE > 0 and math.floor(now / SPAN * 2) or 0)
+  local was = redis.call('GET', was_of(meta))
+  if not was then return text(AGE > 0 and math.floor(now / SPAN * 2) or 0) end
+  redis.call('PEXPIRE', was_of(meta), text(SPAN))
+  return was
 end
 
 local function is_origin(low, of)
