@@ -16,9 +16,11 @@ use std::{
 use crate::{
     Error, Limit, Offset,
     engine::{Batch, Stamp, is_json},
-    registry::{Append, Appended, Creation, Registry, Slice, Walk, Woken, poll_sliced, sliced, yield_now},
+    registry::{Append, Appended, Creation, Registry, Walk, Woken, poll_sliced, sliced},
     sync::assert_unlocked,
 };
+#[cfg(feature = "redis")]
+use crate::{engine::Announcement, registry};
 
 /// A change to a channel: [`publish`](crate::Channel::publish), [`append`](crate::Channel::append),
 /// [`create`](crate::Channel::create), [`close`](crate::Channel::close) or [`delete`](crate::Channel::delete).
@@ -263,24 +265,34 @@ impl fmt::Debug for Change {
 /// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of the number of channels that
 /// have it.
 ///
-/// It appends to a few hundred channels in each poll, and lets other tasks run in between.
+/// With the logs in memory, it appends to a few hundred channels in each poll, and lets other tasks run in between. On Redis,
+/// it appends to up to 64 channels at a time.
 ///
 /// # Cancel safety
 ///
 /// Until it is polled nothing has happened. Dropped before it is ready, it has been published to some channels and not to
-/// others; all waiters of those that have it are woken.
+/// others; all waiters of those that have it are woken. On Redis, the other nodes complete their part.
 #[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
 pub struct Broadcast {
     registry: Arc<Registry>,
-    ready: Option<Result<(Router<()>, Batch), Error>>,
+    ready: Option<Result<Ready, Error>>,
     running: Option<Pin<Box<dyn Future<Output = Result<usize, Error>> + Send>>>,
+}
+
+/// What is to be broadcast.
+struct Ready {
+    /// Knows the names that match the pattern.
+    names: Router<()>,
+    pattern: String,
+    batch: Batch,
 }
 
 impl Broadcast {
     pub(crate) fn new<T: Serialize + ?Sized>(registry: Arc<Registry>, pattern: &str, value: &T) -> Self {
-        let mut router = Router::new();
-        let inserted = router.insert(pattern, ()).map_err(|error| Error::Pattern(error.into()));
-        let ready = inserted.and_then(|()| Ok((router, Batch::value(value)?)));
+        let mut names = Router::new();
+        let inserted = names.insert(pattern, ()).map_err(|error| Error::Pattern(error.into()));
+        let ready =
+            inserted.and_then(|()| Ok(Ready { names, pattern: pattern.to_owned(), batch: Batch::value(value)? }));
         Self { registry, ready: Some(ready), running: None }
     }
 
@@ -311,24 +323,28 @@ impl Future for Broadcast {
     }
 }
 
-/// One broadcast, as far as it has come.
+/// One broadcast with the logs in memory, as far as it has come.
 struct Publishing {
     registry: Arc<Registry>,
-    pattern: Router<()>,
+    names: Router<()>,
     batch: Batch,
     reached: usize,
     full: Option<Limit>,
-    /// What no channel can take, or the engine cannot be asked.
+    /// What no channel can take.
     failed: Option<Error>,
 }
 
-async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), Error>) -> Result<usize, Error> {
-    let (pattern, batch) = ready?;
-    let mut publishing = Publishing { registry, pattern, batch, reached: 0, full: None, failed: None };
-    match publishing.registry.remote().cloned() {
-        None => publishing.locally().await,
-        Some(remote) => publishing.remotely(&remote.names().await?).await,
+async fn broadcast(registry: Arc<Registry>, ready: Result<Ready, Error>) -> Result<usize, Error> {
+    let Ready { names, pattern, batch } = ready?;
+    #[cfg(feature = "redis")]
+    if let Some(remote) = registry.remote() {
+        let announcement = Announcement { id: fastrand::u64(..), pattern, batch };
+        return registry::broadcast(&registry, remote, &names, announcement).await;
     }
+    #[cfg(not(feature = "redis"))]
+    drop(pattern);
+    let mut publishing = Publishing { registry, names, batch, reached: 0, full: None, failed: None };
+    publishing.publish().await;
     if let Some(error) = publishing.failed {
         return Err(error);
     }
@@ -337,7 +353,7 @@ async fn broadcast(registry: Arc<Registry>, ready: Result<(Router<()>, Batch), E
 
 impl Publishing {
     /// Appends to what the map holds, a slice in each poll.
-    async fn locally(&mut self) {
+    async fn publish(&mut self) {
         let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), Woken::nobody());
         sliced(|slice| {
             loop {
@@ -345,7 +361,7 @@ impl Publishing {
                     return false;
                 }
                 let Some(name) = registry.next_name(&mut walk) else { return true };
-                if self.pattern.at(&name).is_ok() {
+                if self.names.at(&name).is_ok() {
                     let appended = registry.append(&name, &mut self.append(&registry)).map(|(_, appended)| appended);
                     let full = matches!(appended, Err(Error::Full(_)));
                     woken = self.note(appended);
@@ -365,28 +381,10 @@ impl Publishing {
         .await;
     }
 
-    /// Appends to what a remote engine holds.
-    async fn remotely(&mut self, names: &[String]) {
-        let (registry, mut slice) = (self.registry.clone(), Slice::new());
-        for name in names {
-            if slice.step() {
-                yield_now().await;
-                slice = Slice::new();
-            }
-            if self.pattern.at(name).is_err() {
-                continue;
-            }
-            let appended = registry.append_anywhere(name, self.append(&registry)).await;
-            self.note(appended.map(|_| Woken::nobody())).wake();
-            if self.failed.is_some() {
-                return;
-            }
-        }
-    }
-
     fn append<'a>(&self, registry: &'a Registry) -> Append<'a> {
         let create = Some(registry.json());
-        Append { batch: Some(self.batch.clone()), create, broadcast: true, ..Append::default() }
+        // Each channel is appended to once in memory: no id is compared.
+        Append { batch: Some(self.batch.clone()), create, broadcast: Some(0), ..Append::default() }
     }
 
     fn note(&mut self, appended: Result<Woken, Error>) -> Woken {

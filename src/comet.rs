@@ -85,20 +85,36 @@ impl Comet {
         self.registry.names().map(|name| self.channel(name))
     }
 
-    /// Publishes a value, as one JSON message, to every channel whose name matches a pattern; the future says to
-    /// how many.
+    /// Publishes a value, as one JSON message, to every channel whose name matches a pattern. The future resolves to the number of
+    /// channels that have it.
     ///
     /// The pattern is like a route's: `/rooms/{room}` matches `/rooms/42`, `/rooms/{*rest}` matches everything below.
-    /// Channels are those that [`channels`](Self::channels) would meet; on Redis, all that hold a log there, and not those that are only
-    /// waited on. Those that are closed or hold another type than JSON are passed over.
+    /// Channels that are closed or hold another type than JSON are skipped.
+    ///
+    /// A broadcast also reaches waiters on a matching name that has no channel. It creates a *transient* channel for them, which is
+    /// forgotten 60 s after its last reader. Any other append to it, or its [creation](Channel::create), makes it a channel like any
+    /// other.
+    ///
+    /// # On Redis
+    ///
+    /// The broadcast is appended to every matching channel that Redis stores, and to the names without a channel that have
+    /// waiters on any node; each channel has it once. The node that broadcasts announces it to the other nodes, and
+    /// these append it for their own waiters. The number counts the channels in Redis, and the names that have
+    /// waiters on this node; the future does not wait for the other nodes.
+    ///
+    /// The announcement reaches the nodes that are connected to Redis at that moment. A waiter on a name without a channel
+    /// misses the broadcast if its node is not connected, reconnects before it has appended it, or has a backlog of
+    /// 1,024 broadcasts or 64 MiB. Channels that exist are not affected. A transient channel is forgotten 40 to 60 s after its last
+    /// reader. While it has waiters, their node extends its life every 20 s; if that node does not reach Redis for 40 s or more, the
+    /// channel may expire, and its readers start over (410).
     ///
     /// # Errors
     ///
     /// [`Error::Pattern`](crate::Error::Pattern) if the pattern is malformed,
     /// [`Error::Encode`](crate::Error::Encode) and [`Error::TooLarge`](crate::Error::TooLarge) as in
     /// [`Channel::publish`]: nothing is published then. [`Error::Full`](crate::Error::Full) if some channel had no room;
-    /// the others have the message. On Redis [`Error::Unreachable`](crate::Error::Unreachable) and
-    /// [`Error::Uncertain`](crate::Error::Uncertain): some may have it.
+    /// the others have the message. On Redis [`Error::Unreachable`](crate::Error::Unreachable) or
+    /// [`Error::Uncertain`](crate::Error::Uncertain) if the connection fails: some channels may have it.
     ///
     /// ```
     /// # use tower_comet::Comet;

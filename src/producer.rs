@@ -104,7 +104,9 @@ mod tests {
     use super::*;
     use crate::{
         Comet, Retention,
-        engine::{Answer, Append, Appended, Created, Creation, Feed, Found, Held, Place, Remote, Seen, Touch},
+        engine::{
+            Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Held, Place, Remote, Seen, Touch,
+        },
         faults::Faults,
         registry::{Limits, Registry},
     };
@@ -156,6 +158,10 @@ mod tests {
 
         fn poll_lost(&self, _: &mut Context<'_>) -> Poll<()> {
             Poll::Pending
+        }
+
+        fn announce<'a>(&'a self, _: &'a Announcement) -> Answer<'a, ()> {
+            Box::pin(ready(Err(Error::Unreachable)))
         }
 
         fn probe(&self, _: u64) -> Answer<'_, ()> {

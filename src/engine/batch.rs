@@ -111,6 +111,12 @@ impl Batch {
         Ok(Self { data, messages: 1, json: false })
     }
 
+    /// The number that it is, in the tests.
+    #[cfg(all(test, feature = "redis", not(comet_loom)))]
+    pub(crate) fn number(&self) -> u64 {
+        serde_json::from_slice::<[u64; 1]>(&self.data).expect("a number")[0]
+    }
+
     /// The bytes of the messages; the brackets of the array are ours.
     pub(crate) fn size(&self) -> usize {
         self.data.len() - if self.json { 2 } else { 0 }

@@ -49,6 +49,6 @@ pub use redis::RedisError;
 pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
 #[cfg(feature = "redis")]
 pub(crate) use remote::{Feed, Held, PageEntry, Seen};
-pub(crate) use request::{Append, Appended, Created, Creation, Fork, Lifetime};
+pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use writers::{Admission, Stamp, Writers};

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, Start};
+use super::{Announcement, Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, Start};
 use crate::Error;
 
 /// What an engine answers, in its time.
@@ -42,6 +42,9 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
 
     /// The names of all channels.
     fn names(&self) -> Answer<'_, Vec<String>>;
+
+    /// Sends a broadcast to all other nodes: those that are connected receive it as [`Notice::Broadcast`].
+    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()>;
 
     /// Publishes to this process itself. It comes back as [`Notice::Probe`] if what is published is heard here.
     fn probe(&self, number: u64) -> Answer<'_, ()>;
@@ -76,6 +79,8 @@ pub(crate) enum Notice {
     Deleted,
     /// [`Remote::probe`] has come back.
     Probe(u64),
+    /// Another node broadcasts. It is about no channel in particular.
+    Broadcast(Announcement),
 }
 
 /// Where an engine is to read from.

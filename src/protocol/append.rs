@@ -88,7 +88,7 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
         close: asked.close,
         seq: asked.seq.as_deref(),
         stamp: asked.stamp.as_ref(),
-        broadcast: false,
+        broadcast: None,
     };
     match registry.append_anywhere(name, append).await {
         Ok(done) => Ok(appended(&done, content)),

@@ -39,6 +39,8 @@ pub(super) struct Follow {
     pub(super) joining: Waiters,
     /// The absent tail of the name, as the engine reported it last: also of a channel that exists.
     pub(super) absent_tail: Offset,
+    /// When this process learned that the channel exists, if it knew of none before.
+    pub(super) found: Option<u64>,
     /// When somebody last waited on it or asked for it.
     pub(super) wanted: u64,
     /// When it was last read from the log, or compared with it.
@@ -68,6 +70,7 @@ impl Follow {
             pending: VecDeque::new(),
             joining: Waiters::default(),
             absent_tail: Offset::ZERO,
+            found: None,
             wanted: now,
             checked: now,
             idle: None,

@@ -90,7 +90,7 @@ impl Registry {
             }
             // A deletion too: something else stands for the tail from then on.
             Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted | Notice::Made => Taken::Doubtful,
-            Notice::Probe(_) => Taken::Known,
+            Notice::Probe(_) | Notice::Broadcast(_) => Taken::Known,
         }
     }
 
@@ -191,7 +191,9 @@ impl Registry {
             }
         };
         let until = page.left.map(|left| ends_in(left, now));
+        let found = state.log.is_none().then_some(now);
         if let Some(follow) = &mut state.follow {
+            follow.found = found.or(follow.found);
             follow.absent_tail = page.absent_tail;
             follow.idle = match page.lifetime {
                 Lifetime::Idle(window) => Some(millis(window)),

@@ -16,6 +16,7 @@
 //! | `closing` | ending all waits, at once or spread over time |
 //! | `follow`, `hold`, `tend`, `health` | channels whose logs are kept elsewhere: who wants them, what is held of them, who tends to that |
 //! | `compare`, `backlog` | the same: whether it is all there is, and what is to be read |
+//! | `broadcast` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `absent` | the offsets that stand for the tail of a channel that does not exist |
@@ -26,6 +27,8 @@
 mod absent;
 #[cfg(feature = "redis")]
 mod backlog;
+#[cfg(feature = "redis")]
+mod broadcast;
 mod closing;
 #[cfg(feature = "redis")]
 mod compare;
@@ -76,12 +79,14 @@ use health::Health;
 use map::Map;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
+#[cfg(feature = "redis")]
+pub(crate) use broadcast::broadcast;
 pub(crate) use closing::Drained;
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use map::Walk;
 pub(crate) use read::{Begun, Peek};
-pub(crate) use slice::{Slice, poll_sliced, sliced, yield_now};
+pub(crate) use slice::{poll_sliced, sliced};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use timer::NEVER;

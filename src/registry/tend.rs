@@ -15,6 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use super::{
     Registry,
     backlog::Backlog,
+    broadcast::Relay,
     entry::Entry,
     follow::{AskedQueue, CHECK, Stage},
     map::Walk,
@@ -104,6 +105,7 @@ struct Tending {
     feed: Box<dyn Feed>,
     tick: Interval,
     backlog: Backlog,
+    relay: Relay,
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
@@ -142,6 +144,7 @@ impl Tending {
             feed,
             tick,
             backlog: Backlog::default(),
+            relay: Relay::default(),
             probe: None,
             sent: 0,
             heard: (0, Instant::now()),
@@ -244,8 +247,8 @@ impl Tending {
         if registry.poll_asked(cx).is_ready() {
             return Poll::Ready(Event::Asked);
         }
-        self.poll_work(&registry, cx);
         let mut slice = Slice::new();
+        self.poll_work(&registry, &mut slice, cx);
         if let Some(mut round) = self.round.take() {
             if registry.tend_to(&mut round, &mut self.backlog, &mut slice) {
                 return Poll::Ready(Event::Idle(round.idle));
@@ -261,6 +264,11 @@ impl Tending {
             }
             match ready!(self.feed.poll_next(cx)) {
                 Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
+                Some((_, Notice::Broadcast(broadcast))) => {
+                    self.relay.push(broadcast, registry.now());
+                    // Polled again at once, to begin with it.
+                    cx.waker().wake_by_ref();
+                }
                 Some((name, notice)) => self.woken = registry.hear(&name, notice),
                 None => return Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
             }
@@ -268,11 +276,12 @@ impl Tending {
         Poll::Ready(Event::Heard)
     }
 
-    fn poll_work(&mut self, registry: &Arc<Registry>, cx: &mut Context<'_>) {
+    fn poll_work(&mut self, registry: &Arc<Registry>, slice: &mut Slice, cx: &mut Context<'_>) {
         if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
             self.probe = None;
         }
         self.backlog.poll(registry, &self.remote, cx);
+        self.relay.poll(registry, slice, cx);
     }
 }
 

@@ -128,17 +128,17 @@ impl Registry {
     ) -> Result<&'a mut Kept, Error> {
         if self.living(entry, state, now).is_none() {
             let content_type = append.create.ok_or(Error::Unknown)?;
-            if append.broadcast && state.waiters.len() == 0 {
+            if append.broadcast.is_some() && state.waiters.len() == 0 {
                 // The waiters that it was for have left.
                 return Err(Error::Unknown);
             }
-            self.make(entry, state, append.broadcast, now, Log::new(content_type.clone(), now))?;
+            self.make(entry, state, append.broadcast.is_some(), now, Log::new(content_type.clone(), now))?;
         }
         let kept = state.log.as_mut().expect("created above if there was none");
         if kept.is_buried() {
             return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
         }
-        if !append.broadcast {
+        if append.broadcast.is_none() {
             self.keep_transient(kept, entry, now)?;
         }
         Ok(kept)

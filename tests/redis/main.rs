@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "what the modules share, they share with each other")]
 
 mod appends;
+mod broadcasts;
 #[cfg(comet_faults)]
 mod controls;
 mod crashes;

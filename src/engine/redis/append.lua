@@ -1,5 +1,6 @@
 -- What was left for later: appends, closes, or both, on whatever terms. Packed after what the usual append is given: type to create
--- with, kind of content (j, b or -), close, Stream-Seq, producer's id, epoch and number, tag of a fingerprint.
+-- with, kind of content (j, b or -), close, Stream-Seq, producer's id, epoch and number, tag of a fingerprint, id of the broadcast that
+-- the append is part of (8 bytes, or none).
 
 -- Byte by byte, whatever the server's locale.
 local function is_after(a, b)
@@ -13,8 +14,8 @@ end
 local function append(nth)
   local meta, of = KEYS[2 * nth - 1], 3 * nth
   local topic, data = ARGV[of - 2], ARGV[of - 1]
-  local _, messages, own, said, create, kind, closes, seq, id, epoch, number, tag =
-    struct.unpack('<c1I4I4I4c0I4c0c1BI4c0I4c0I8I8I4', ARGV[of])
+  local _, messages, own, said, create, kind, closes, seq, id, epoch, number, tag, broadcast =
+    struct.unpack('<c1I4I4I4c0I4c0c1BI4c0I4c0I8I8I4I4c0', ARGV[of])
   closes = closes == 1
 
   local it = load(meta)
@@ -71,6 +72,12 @@ local function append(nth)
     if not typed or is_json(it.type) ~= (kind == 'j') then return { 'type', it.type } end
   end
 
+  -- Several nodes may append one broadcast: the last 8 ids tell. As many bytes as Redis keeps in a small hash.
+  local broadcasts = broadcast ~= '' and not fresh and redis.call('HGET', meta, 'broadcasts') or ''
+  for at = 1, #broadcasts, 8 do
+    if string.sub(broadcasts, at, at + 7) == broadcast then return done(false, true) end
+  end
+
   local verdict, refusal = admit()
   if verdict == 'duplicate' then return done(false, true, text(last_epoch), text(last_number)) end
   if refusal then return refusal end
@@ -81,13 +88,18 @@ local function append(nth)
   end
 
   if fresh then
-    it = make(meta, create, tag, own, false)
+    it = make(meta, create, tag, own, false, broadcast ~= '')
     redis.call('PUBLISH', topic, 'made')
   end
   if kind ~= '-' then
     add(it, topic, data, messages, own, closes)
     if it.tail % 16 == 0 or it.sum - it.floorsum > 2 * BYTES then trim(it) end
     save(it)
+  end
+  if broadcast ~= '' then
+    redis.call('HSET', meta, 'broadcasts', string.sub(broadcasts .. broadcast, -64))
+  elseif it.transient then
+    settle(it, false)
   end
   if seq ~= '' then redis.call('HSET', meta, 'seq', seq) end
   if id ~= '' then

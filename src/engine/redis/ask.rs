@@ -25,7 +25,11 @@ impl Redis {
         let batch = append.batch.as_ref();
         let (messages, data) = batch.map_or((0u32, Bytes::new()), |batch| (batch.messages, batch.data.clone()));
         let kind = batch.map_or("-", |batch| if batch.json { "j" } else { "b" });
-        let plain = batch.is_some() && !append.close && append.seq.is_none() && append.stamp.is_none();
+        let plain = batch.is_some()
+            && !append.close
+            && append.seq.is_none()
+            && append.stamp.is_none()
+            && append.broadcast.is_none();
         let (create, seq) = (append.create.map_or("", |create| &**create), append.seq.unwrap_or_default());
         let (id, epoch, number) = append.stamp.map_or(("", 0, 0), |stamp| (&*stamp.id, stamp.epoch, stamp.seq));
         let (tag, own) = fingerprint();
@@ -42,6 +46,10 @@ impl Redis {
         terms.extend_from_slice(&epoch.to_le_bytes());
         terms.extend_from_slice(&number.to_le_bytes());
         terms.extend_from_slice(&tag.to_le_bytes());
+        let broadcast = append.broadcast.map(u64::to_le_bytes);
+        let broadcast = broadcast.as_ref().map_or(&[][..], |id| &id[..]);
+        terms.extend_from_slice(&u32::try_from(broadcast.len()).unwrap_or_default().to_le_bytes());
+        terms.extend_from_slice(broadcast);
         Wish { keys: self.keys.channel(name), topic: self.keys.topic(name), data, terms }
     }
 

@@ -55,11 +55,12 @@ local function remember(it, lives)
   redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + SPAN))
 end
 
--- What seldom changes: tag, what stood for the tail before, whether it was created, idle milliseconds, end, closed, buried.
+-- What seldom changes: tag, the absent tail before it existed, how it came to exist (0 by an append, 1 by a creation, 2 by a
+-- broadcast, which makes it transient), idle milliseconds, end, closed, buried.
 local IS = '^(%d+) (%d+) (%d) (%S+) (%S+) (%d) (%d)$'
 
 local function pack_at(it)
-  local plain = not (it.closed or it.buried or it.ttl or it.till)
+  local plain = not (it.closed or it.buried or it.ttl or it.till or it.transient)
   return struct.pack(AT, plain and (is_json(it.type) and 'j' or 'b') or '-', it.tag, it.tail, it.floor, tonumber(it.low),
     tonumber(it.floorlow), it.sum, it.floorsum, it.first, it.kept)
 end
@@ -69,7 +70,7 @@ local function save(it)
 end
 
 local function save_all(it)
-  local is = table.concat({ text(it.tag), it.born, it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
+  local is = table.concat({ text(it.tag), it.born, it.transient and '2' or it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
     it.till and text(it.till) or '-', it.closed and '1' or '0', it.buried and '1' or '0' }, ' ')
   redis.call('HSET', it.meta, 'is', is, 'at', pack_at(it))
 end
@@ -108,7 +109,7 @@ local function load(meta)
   local it = { meta = meta, log = log_of(meta), type = v[1] }
   local tag, born, made, ttl, till, closed, buried = string.match(v[2], IS)
   it.tag, it.born, it.made, it.closed, it.buried = tonumber(tag), born, made == '1', closed == '1', buried == '1'
-  it.ttl, it.till = tonumber(ttl), tonumber(till)
+  it.transient, it.ttl, it.till = made == '2', tonumber(ttl), tonumber(till)
   if it.buried and not has_forks(meta, tag) then
     remove(meta)
     return nil
@@ -124,12 +125,12 @@ local function load(meta)
 end
 
 -- A channel that was not there. A log without a channel is what an eviction left.
-local function make(meta, media_type, tag, own, made)
+local function make(meta, media_type, tag, own, made, transient)
   local low, born = fingerprint(tag, own), origin(meta)
   local it = {
     meta = meta, log = log_of(meta),
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low, sum = 0, floorsum = 0,
-    closed = false, made = made, born = born, first = now, kept = 0,
+    closed = false, made = made, transient = transient, born = born, first = now, kept = 0,
   }
   -- What needs memory comes first: once a script has written, it is not refused any more.
   redis.call('HSET', meta, 'type', media_type)
@@ -192,10 +193,11 @@ end
 -- How long the keys live from now on. `written`: something was appended just now. Where that is an age, it is set for an eighth
 -- longer, and then not again for so long.
 local function keep(it, written)
-  if it.ttl then
-    redis.call('PEXPIRE', it.meta, it.ttl)
-    redis.call('PEXPIRE', it.log, it.ttl)
-    remember(it, it.ttl)
+  local idle = it.ttl or it.transient and LINGER
+  if idle then
+    redis.call('PEXPIRE', it.meta, idle)
+    redis.call('PEXPIRE', it.log, idle)
+    remember(it, idle)
   elseif it.till then
     redis.call('PEXPIREAT', it.meta, it.till)
     redis.call('PEXPIREAT', it.log, it.till)
@@ -210,6 +212,14 @@ local function keep(it, written)
       redis.call('PEXPIRE', it.meta, LINGER)
     end
   end
+end
+
+-- Makes a transient channel one like any other. `keep` sets its expiry then.
+local function settle(it, made)
+  it.transient, it.made, it.kept = false, made, 0
+  save_all(it)
+  redis.call('PERSIST', it.meta)
+  redis.call('PERSIST', it.log)
 end
 
 -- Adds an append, and says so to whoever has subscribed.

@@ -6,16 +6,18 @@ local HELD = '<I6I7BBB'
 local function is_so(meta, tail, low, made, closed, waited)
   local at = redis.call('HGET', meta, 'at')
   if not at then return made == 0 and tonumber(origin(meta)) == low and 1 or 0 end
-  local plain, _, tail_now, _, low_now, _, _, _, _, kept = struct.unpack(AT, at)
-  local closed_now = '0'
+  local plain, tag, tail_now, _, low_now, _, _, _, _, kept = struct.unpack(AT, at)
+  local created, closed_now = '0', '0'
   if plain == '-' then
     local buried
-    _, _, _, _, _, closed_now, buried = string.match(redis.call('HGET', meta, 'is'), IS)
+    _, _, created, _, _, closed_now, buried = string.match(redis.call('HGET', meta, 'is'), IS)
     if buried == '1' then return 0 end
   end
   if made == 0 or closed ~= tonumber(closed_now) then return 0 end
-  -- As a read would: somebody waits on one whose history is nearly over.
-  if waited == 1 and AGE > 0 and kept + AGE <= now then
+  -- As a read would: somebody waits on one that a broadcast created, or whose history is nearly over.
+  if waited == 1 and created == '2' then
+    keep({ meta = meta, log = log_of(meta), tag = tag, transient = true }, false)
+  elseif waited == 1 and AGE > 0 and kept + AGE <= now then
     local left = redis.call('PTTL', meta)
     if left >= 0 and left < LINGER then redis.call('PEXPIRE', meta, LINGER) end
   end

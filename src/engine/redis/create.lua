@@ -20,7 +20,10 @@ if it then
   local same = not it.buried and (media_type == '' or essence(it.type) == essence(media_type)) and (lives or left)
     and it.closed == closed and (redis.call('HGET', meta, 'fork') or '') == fork
   if not same then return { 'conflict' } end
-  if not it.made then
+  if it.transient then
+    settle(it, true)
+    keep(it, true)
+  elseif not it.made then
     it.made = true
     save_all(it)
     if not it.ttl and not it.till then redis.call('PERSIST', meta) end
@@ -43,7 +46,7 @@ if fork ~= '' then
   end
 end
 
-it = make(meta, media_type, tag, own, true)
+it = make(meta, media_type, tag, own, true, false)
 it.ttl, it.till, it.closed = tonumber(ttl), tonumber(till), closed
 save_all(it)
 redis.call('PUBLISH', topic, 'made')

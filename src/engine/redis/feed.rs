@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{Keys, Link};
 use crate::{
     Error, Offset,
-    engine::{Answer, Feed, Notice},
+    engine::{Announcement, Answer, Batch, Feed, Notice},
 };
 
 /// How long connecting may take.
@@ -25,14 +25,19 @@ pub(super) struct Subscriber {
     stream: PubSubStream,
     prefix: String,
     own: String,
+    broadcasts: String,
+    node: u64,
 }
 
 impl Subscriber {
     pub(super) async fn connect(link: &Link, keys: &Keys) -> Result<Self, Error> {
         let connected = timeout(CONNECT, link.client().get_async_pubsub()).await;
         let (mut sink, stream) = connected.map_err(|_| Error::Unreachable)?.map_err(|_| Error::Unreachable)?.split();
-        sink.subscribe(&keys.own).await.map_err(|_| Error::Unreachable)?;
-        Ok(Self { sink, stream, prefix: format!("{}:", keys.prefix), own: keys.own.clone() })
+        for topic in [&keys.own, &keys.broadcasts] {
+            sink.subscribe(topic).await.map_err(|_| Error::Unreachable)?;
+        }
+        let (prefix, own, broadcasts) = (format!("{}:", keys.prefix), keys.own.clone(), keys.broadcasts.clone());
+        Ok(Self { sink, stream, prefix, own, broadcasts, node: keys.node })
     }
 
     fn topics(&self, names: &[String]) -> Vec<String> {
@@ -64,6 +69,10 @@ impl Feed for Subscriber {
         loop {
             let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(cx)) else { return Poll::Ready(None) };
             let topic = message.get_channel_name();
+            if topic == self.broadcasts {
+                let Some(broadcast) = parse_broadcast(message.get_payload_bytes(), self.node) else { continue };
+                return Poll::Ready(Some((String::new(), Notice::Broadcast(broadcast))));
+            }
             let Some(notice) = parse(message.get_payload_bytes(), topic == self.own) else { continue };
             let name = topic.strip_prefix(&*self.prefix).unwrap_or_default().to_owned();
             return Poll::Ready(Some((name, notice)));
@@ -103,6 +112,45 @@ fn parse_append(append: &[u8]) -> Option<Notice> {
     Some(Notice::Appended { at, before, messages, data, closed: flags & 1 != 0 })
 }
 
+/// The first byte of a broadcast: its layout.
+const LAYOUT: u8 = 1;
+
+/// A broadcast, as one node sends it to the others: its layout, the node, the broadcast's id, its messages, the length of the
+/// pattern, the pattern, and the data.
+pub(super) fn pack_broadcast(node: u64, broadcast: &Announcement) -> Vec<u8> {
+    let Announcement { id, pattern, batch } = broadcast;
+    let length = u32::try_from(pattern.len()).unwrap_or(u32::MAX);
+    [
+        &[LAYOUT][..],
+        &node.to_le_bytes(),
+        &id.to_le_bytes(),
+        &batch.messages.to_le_bytes(),
+        &length.to_le_bytes(),
+        pattern.as_bytes(),
+        &batch.data,
+    ]
+    .concat()
+}
+
+/// A broadcast of another node than `own`.
+fn parse_broadcast(payload: &[u8], own: u64) -> Option<Announcement> {
+    let (layout, rest) = payload.split_first_chunk::<1>()?;
+    let (node, rest) = rest.split_first_chunk()?;
+    let (id, rest) = rest.split_first_chunk()?;
+    let (messages, rest) = rest.split_first_chunk()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let (pattern, data) = rest.split_at_checked(length)?;
+    let (node, id, messages) = (u64::from_le_bytes(*node), u64::from_le_bytes(*id), u32::from_le_bytes(*messages));
+    let json = data.len() > 2 && data.starts_with(b"[") && data.ends_with(b"]");
+    if *layout != [LAYOUT] || node == own || messages == 0 || !json {
+        return None;
+    }
+    let pattern = std::str::from_utf8(pattern).ok()?.to_owned();
+    let batch = Batch { data: Bytes::copy_from_slice(data), messages, json };
+    Some(Announcement { id, pattern, batch })
+}
+
 fn offset(words: &mut SplitAsciiWhitespace<'_>) -> Option<Offset> {
     Some(Offset::new(words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
@@ -126,6 +174,31 @@ mod tests {
         assert!(matches!(parse(b"17", true), Some(Notice::Probe(17))));
         for stray in [&b""[..], b"\n", b"+", &head(2)[..25], b"\xff", b"hello", b"closed 1"] {
             assert!(parse(stray, false).is_none(), "{stray:?}");
+        }
+    }
+
+    #[test]
+    fn a_broadcast_of_another_node_is_parsed_and_everything_else_on_its_topic_is_ignored() {
+        let batch = Batch::value("\u{1f30a}").expect("JSON");
+        let sent = Announcement { id: 7, pattern: "/rooms/{room}".to_owned(), batch };
+        let payload = pack_broadcast(1, &sent);
+        let received = parse_broadcast(&payload, 2).expect("a broadcast");
+        assert_eq!((received.id, &*received.pattern), (sent.id, &*sent.pattern));
+        assert_eq!((received.batch.data, received.batch.messages), (sent.batch.data, 1));
+        assert!(parse_broadcast(&payload, 1).is_none(), "its own");
+
+        // Cut anywhere, the closing bracket is missing.
+        assert!((0..payload.len()).all(|end| parse_broadcast(&payload[..end], 2).is_none()));
+        let with = |at: usize, byte: u8| {
+            let mut changed = payload.clone();
+            changed[at] = byte;
+            parse_broadcast(&changed, 2)
+        };
+        let (messages, length, pattern, data) = (17, 21, 25, 38);
+        assert_eq!((payload[messages], payload[pattern], payload[data]), (1, b'/', b'['));
+        let ignored = [(0, 2), (messages, 0), (length, 14), (length + 3, 255), (pattern, 0xff), (data, b'{')];
+        for (at, byte) in ignored {
+            assert!(with(at, byte).is_none(), "{at}: {byte}");
         }
     }
 }

@@ -3,7 +3,8 @@
 -- One that was forked has a third, `…:forks`, a set of the forks.
 --
 -- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
--- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, and where a fork comes from.
+-- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, the ids of the last
+-- broadcasts, and where a fork comes from.
 --
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 --

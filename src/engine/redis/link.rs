@@ -127,6 +127,12 @@ impl Link {
         command.query_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Read, number))
     }
 
+    /// Runs a command whose outcome matters.
+    pub(super) async fn tell(&self, command: &Cmd) -> Result<Value, Error> {
+        let (mut connection, number) = self.connection()?;
+        command.query_async(&mut connection).await.map_err(|error| self.judge(&error, Kind::Write, number))
+    }
+
     /// Runs a script that changes nothing but what time would.
     pub(super) async fn read(&self, call: &Call<'_>) -> Result<Value, Error> {
         self.run(call, Kind::Read).await

@@ -24,7 +24,8 @@ use std::{
 };
 
 use super::{
-    Answer, Append, Appended, Created, Creation, Feed, Found, Held, Offset, Place, Remote, Retention, Seen, Touch,
+    Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Held, Offset, Place, Remote, Retention,
+    Seen, Touch,
 };
 use crate::faults::Faults;
 use link::Link;
@@ -52,6 +53,10 @@ pub(super) struct Keys {
     prefix: String,
     /// What this process publishes to itself.
     own: String,
+    /// What all processes publish to each other. Like the above it is no channel's: their names have no control characters.
+    broadcasts: String,
+    /// Tells this process from the others.
+    node: u64,
 }
 
 impl Keys {
@@ -82,11 +87,12 @@ impl Redis {
         producers: usize,
         faults: Faults,
     ) -> Result<Self, RedisError> {
-        let own = format!("{prefix}:\u{0}probe:{:016x}", fastrand::u64(..));
+        let node = fastrand::u64(..);
+        let (own, broadcasts) = (format!("{prefix}:\u{0}probe:{node:016x}"), format!("{prefix}:\u{0}broadcast"));
         let link = Arc::new(Link::new(url)?);
         let scripts = Scripts::new(&Kept { retention, producers });
         let together = Arc::new(Together::new(link.clone(), scripts.append.clone()));
-        Ok(Self { link, scripts, together, keys: Keys { prefix: prefix.to_owned(), own }, faults })
+        Ok(Self { link, scripts, together, keys: Keys { prefix: prefix.to_owned(), own, broadcasts, node }, faults })
     }
 
     /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no
@@ -131,6 +137,14 @@ impl Remote for Redis {
 
     fn names(&self) -> Answer<'_, Vec<String>> {
         self.link.within(self.ask_for_names())
+    }
+
+    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()> {
+        self.link.within(async move {
+            let mut command = redis::cmd("PUBLISH");
+            command.arg(&self.keys.broadcasts).arg(feed::pack_broadcast(self.keys.node, broadcast));
+            self.link.tell(&command).await.map(drop)
+        })
     }
 
     fn probe(&self, number: u64) -> Answer<'_, ()> {

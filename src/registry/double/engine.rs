@@ -2,18 +2,22 @@
 
 use bytes::Bytes;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::ready,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
 
 use crate::{
     Error,
     engine::{
-        Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, MediaType, Notice, Offset,
-        Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
+        Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, MediaType,
+        Notice, Offset, Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
     },
 };
 
@@ -28,8 +32,10 @@ pub(super) struct Double {
 pub(super) struct World {
     logs: BTreeMap<String, Log>,
     fingerprints: u64,
-    /// What stands for the tail of a channel that nobody has made: another since each deletion.
-    origin: Option<Offset>,
+    /// The absent tail: its fingerprint is a number of deletions and a number of half spans.
+    origin: (u64, u64),
+    /// The broadcasts that the node has announced.
+    pub(super) announced: Vec<Announcement>,
     topics: BTreeSet<String>,
     publish: Option<mpsc::UnboundedSender<(String, Notice)>>,
     /// Counts the connections.
@@ -43,6 +49,8 @@ pub(super) struct World {
     pub(super) hold_reads: bool,
     /// Reads are refused, and the connection is well.
     pub(super) refuse_reads: bool,
+    /// How long it takes until each of the next appends is made. Those after them are made at once.
+    pub(super) appends_take: VecDeque<Duration>,
     /// What is published is heard by nobody.
     pub(super) mute: bool,
     /// What is published is heard later.
@@ -55,7 +63,17 @@ struct Log {
     start: u64,
     entries: Vec<(u64, u64)>,
     closed: bool,
+    broadcasts: Vec<u64>,
 }
+
+/// Whether an offset is an absent tail that was handed out within the last span.
+fn is_origin(offset: Offset, origin: Offset) -> bool {
+    let (this, that) = (offset.fingerprint(), origin.fingerprint());
+    offset.position() == 0 && this / SPANS == that / SPANS && this.abs_diff(that) <= 1
+}
+
+/// More half spans than a test lets pass.
+const SPANS: u64 = 10_000;
 
 impl Log {
     fn tail(&self) -> Offset {
@@ -75,7 +93,7 @@ impl Log {
             Place::Window => self.entries.len().saturating_sub(64),
             Place::From(Start::Earliest | Start::Origin) => 0,
             Place::From(Start::Tail) => self.entries.len(),
-            Place::From(Start::After(offset)) if offset == self.origin => 0,
+            Place::From(Start::After(offset)) if is_origin(offset, self.origin) => 0,
             Place::From(Start::After(offset)) => match usize::try_from(offset.position()).expect("small") {
                 at if at > self.entries.len() => return Err(gone(Reason::Ahead)),
                 at if self.place(at) != offset => return Err(gone(Reason::OtherLog)),
@@ -104,7 +122,13 @@ impl Log {
 
 impl World {
     fn origin(&self) -> Offset {
-        self.origin.unwrap_or(Offset::ZERO)
+        let (deletions, half_spans) = self.origin;
+        Offset::new(0, deletions * SPANS + half_spans)
+    }
+
+    /// Half of the time is over for which an absent tail is good.
+    pub(super) fn pass_half_a_span(&mut self) {
+        self.origin.1 += 1;
     }
 
     fn compare(&self, held: &Held<'_>) -> Seen {
@@ -134,7 +158,7 @@ impl World {
     }
 
     pub(super) fn tell(&self, name: &str, notice: Notice) {
-        let heard = self.topics.contains(name) || matches!(notice, Notice::Probe(_));
+        let heard = self.topics.contains(name) || matches!(notice, Notice::Probe(_) | Notice::Broadcast(_));
         if let Some(publish) = self.publish.as_ref().filter(|_| heard) {
             drop(publish.send((name.to_owned(), notice)));
         }
@@ -156,8 +180,8 @@ impl World {
             self.fingerprints += 1;
             let tag = self.fingerprints;
             let start = self.fingerprint(tag);
-            self.logs
-                .insert(name.to_owned(), Log { tag, origin: self.origin(), start, entries: Vec::new(), closed: false });
+            let (origin, entries, broadcasts) = (self.origin(), Vec::new(), Vec::new());
+            self.logs.insert(name.to_owned(), Log { tag, origin, start, entries, closed: false, broadcasts });
             self.publish(name, Notice::Made);
         }
         let (tag, before) = self.logs.get(name).map(|log| (log.tag, log.tail())).expect("there is one now");
@@ -171,7 +195,7 @@ impl World {
 
     pub(super) fn delete(&mut self, name: &str) {
         self.logs.remove(name).expect("it is there");
-        self.origin = Some(Offset::new(0, self.origin().fingerprint() + 1));
+        self.origin.0 += 1;
         self.publish(name, Notice::Deleted);
     }
 
@@ -180,6 +204,39 @@ impl World {
         log.closed = true;
         let tail = log.tail();
         self.publish(name, Notice::Closed { tail });
+    }
+
+    /// Appends a number as a part of a broadcast, once.
+    fn append_broadcast(&mut self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+        let (Some(id), Some(batch)) = (append.broadcast, &append.batch) else { return Err(Error::Unreachable) };
+        if append.create.is_none() && !self.logs.contains_key(name) {
+            return Err(Error::Unknown);
+        }
+        let log = self.logs.get(name);
+        if let Some(log) = log.filter(|log| log.broadcasts.contains(&id)) {
+            return Ok(Appended { tail: log.tail(), closed: false, accepted: None, duplicate: true });
+        }
+        let tail = self.append(name, batch.number());
+        self.logs.get_mut(name).expect("there is one now").broadcasts.push(id);
+        Ok(Appended { tail, closed: false, accepted: None, duplicate: false })
+    }
+
+    /// Appends a number as a part of a broadcast of another node.
+    pub(super) fn append_part(&mut self, name: &str, broadcast: u64, number: u64) {
+        self.append(name, number);
+        self.logs.get_mut(name).expect("there is one now").broadcasts.push(broadcast);
+    }
+
+    pub(super) fn has_part(&self, name: &str, broadcast: u64) -> bool {
+        self.logs.get(name).is_some_and(|log| log.broadcasts.contains(&broadcast))
+    }
+
+    pub(super) fn exists(&self, name: &str) -> bool {
+        self.logs.contains_key(name)
+    }
+
+    pub(super) fn numbers(&self, name: &str) -> Vec<u64> {
+        self.logs.get(name).map_or_else(Vec::new, |log| log.entries.iter().map(|(_, number)| *number).collect())
     }
 
     /// Takes a channel away without a word.
@@ -261,9 +318,19 @@ impl Remote for Double {
         Poll::Pending
     }
 
-    // It keeps what the tests put into the world, and takes nothing from anybody else.
-    fn append<'a>(&'a self, _: &'a str, _: &'a Append<'a>) -> Answer<'a, Appended> {
-        Box::pin(ready(Err(Error::Unreachable)))
+    // It stores what the tests put into the world and what is broadcast, and refuses everything else.
+    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
+        Box::pin(async move {
+            let takes = {
+                let mut world = self.world();
+                world.journal.push("append");
+                world.appends_take.pop_front()
+            };
+            if let Some(takes) = takes {
+                sleep(takes).await;
+            }
+            self.world().append_broadcast(name, append)
+        })
     }
 
     fn create<'a>(&'a self, _: &'a str, _: &'a Creation) -> Answer<'a, Created> {
@@ -285,7 +352,7 @@ impl Remote for Double {
                 match world.logs.get(name) {
                     Some(log) => log.read(from),
                     None => match from {
-                        Place::From(Start::After(offset)) if offset != world.origin() => {
+                        Place::From(Start::After(offset)) if !is_origin(offset, world.origin()) => {
                             Err(Error::Gone(Gone::new(Reason::Unknown, world.origin(), world.origin())))
                         }
                         _ => Ok(Found::Nothing(world.origin())),
@@ -320,6 +387,18 @@ impl Remote for Double {
 
     fn names(&self) -> Answer<'_, Vec<String>> {
         Box::pin(async move { Ok(self.world().logs.keys().cloned().collect()) })
+    }
+
+    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let mut world = self.world();
+            world.journal.push("announce");
+            if world.publish.is_none() {
+                return Err(Error::Unreachable);
+            }
+            world.announced.push(broadcast.clone());
+            Ok(())
+        })
     }
 
     fn probe(&self, number: u64) -> Answer<'_, ()> {

@@ -2,6 +2,8 @@
 //!
 //! Each rule is taken out once as well: what it keeps from happening happens then.
 
+mod absent;
+mod broadcasts;
 mod engine;
 mod random;
 mod resumed;

@@ -1,0 +1,256 @@
+//! Broadcasts with a remote engine.
+//!
+//! The node that broadcasts appends to all channels that the engine stores, and to the names that have waiters in this process and
+//! no channel. It knows nothing of the waiters of other nodes on names without a channel. Therefore it announces the broadcast
+//! first, and each other node appends to such names itself. Several nodes may append to one channel: the engine recognises
+//! the broadcast's id, and appends it once.
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use matchit::Router;
+use std::{
+    collections::{HashSet, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{
+    Append, Appended, Registry,
+    entry::Entry,
+    map::Walk,
+    slice::{Slice, yield_now},
+};
+use crate::{
+    Error, Limit,
+    engine::{Announcement, Remote},
+};
+
+/// How many channels the broadcasting node appends to at a time.
+const APPENDS: usize = 64;
+
+/// How many channels a node appends to at a time for the broadcasts of others.
+const RELAYED: usize = 16;
+
+/// How many broadcasts of other nodes a node queues, and how many bytes of them. It ignores those beyond.
+const QUEUED: usize = 1_024;
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long it takes at most until a broadcast that was announced is received, in milliseconds.
+const DELAY: u64 = 5_000;
+
+/// Appends to all channels whose names match the pattern of a broadcast, and to those that have waiters in this process and do not
+/// exist. Returns how many of these have it; which node has appended it does not matter.
+pub(crate) async fn broadcast(
+    registry: &Arc<Registry>,
+    remote: &Arc<dyn Remote>,
+    names: &Router<()>,
+    broadcast: Announcement,
+) -> Result<usize, Error> {
+    if broadcast.batch.size() > registry.limits.append {
+        return Err(Error::TooLarge { limit: registry.limits.append });
+    }
+    // First, so that every channel that came to exist before another node received it is known to either: to the node, as one
+    // that it has found a moment ago, or to the engine, when this node requests the names.
+    remote.announce(&broadcast).await?;
+    let mut making = Making::new(registry.clone(), broadcast);
+    making.absent(names).await;
+    if making.failed.is_none() {
+        making.stored(remote.names().await?, names).await;
+    }
+    match (making.failed, making.full) {
+        (Some(error), _) => Err(error),
+        (None, Some(limit)) => Err(Error::Full(limit)),
+        (None, None) => Ok(making.reached),
+    }
+}
+
+type Appending = Pin<Box<dyn Future<Output = Result<Appended, Error>> + Send>>;
+
+/// A broadcast of this node, as far as it has come.
+struct Making {
+    registry: Arc<Registry>,
+    broadcast: Arc<Announcement>,
+    appends: FuturesUnordered<Appending>,
+    /// The names without a channel that it was appended to.
+    created: HashSet<String>,
+    reached: usize,
+    full: Option<Limit>,
+    /// The engine cannot be reached.
+    failed: Option<Error>,
+}
+
+impl Making {
+    fn new(registry: Arc<Registry>, broadcast: Announcement) -> Self {
+        let (broadcast, appends, created) = (Arc::new(broadcast), FuturesUnordered::new(), HashSet::new());
+        Self { registry, broadcast, appends, created, reached: 0, full: None, failed: None }
+    }
+
+    /// Appends to the names that have waiters in this process and, as far as it knows, no channel.
+    async fn absent(&mut self, names: &Router<()>) {
+        let (mut walk, mut slice) = (Walk::default(), Slice::new());
+        while let Some(entry) = self.registry.map.next(&mut walk) {
+            if matches!(target(&entry, None), Some(Target::Absent)) && names.at(entry.name()).is_ok() {
+                self.created.insert(entry.name().to_owned());
+                self.append(entry.name().to_owned(), Target::Absent).await;
+            }
+            pause(&mut slice).await;
+        }
+        self.finish().await;
+    }
+
+    /// Appends to channels that the engine stores. Those that have ended meanwhile are not created again.
+    async fn stored(&mut self, stored: Vec<String>, names: &Router<()>) {
+        let mut slice = Slice::new();
+        for name in stored {
+            if self.failed.is_none() && names.at(&name).is_ok() && !self.created.contains(&name) {
+                self.append(name, Target::Exists).await;
+            }
+            pause(&mut slice).await;
+        }
+        self.finish().await;
+    }
+
+    async fn append(&mut self, name: String, target: Target) {
+        while self.appends.len() >= APPENDS {
+            self.note_next().await;
+        }
+        if self.failed.is_none() {
+            self.appends.push(Box::pin(append(self.registry.clone(), self.broadcast.clone(), name, target)));
+        }
+    }
+
+    /// Waits for all appends that are under way.
+    async fn finish(&mut self) {
+        while !self.appends.is_empty() {
+            self.note_next().await;
+        }
+    }
+
+    async fn note_next(&mut self) {
+        match self.appends.next().await {
+            Some(Ok(_)) => self.reached += 1,
+            Some(Err(Error::Full(limit))) => self.full = Some(limit),
+            // Closed, of another type, deleted or expired meanwhile.
+            Some(Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown)) | None => {}
+            Some(Err(error)) => self.failed = Some(error),
+        }
+    }
+}
+
+/// Lets other tasks run after each slice.
+async fn pause(slice: &mut Slice) {
+    if slice.step() {
+        yield_now().await;
+        *slice = Slice::new();
+    }
+}
+
+async fn append(
+    registry: Arc<Registry>,
+    broadcast: Arc<Announcement>,
+    name: String,
+    target: Target,
+) -> Result<Appended, Error> {
+    let append = Append {
+        batch: Some(broadcast.batch.clone()),
+        create: matches!(target, Target::Absent).then_some(registry.json()),
+        broadcast: Some(broadcast.id),
+        ..Append::default()
+    };
+    registry.append_anywhere(&name, append).await
+}
+
+/// A name that this node appends a broadcast to.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// It has waiters and no channel, which the append creates.
+    Absent,
+    Exists,
+}
+
+/// Whether a node appends a broadcast to this name because of what it knows of it. `received` says when it received the
+/// broadcast, if another node makes it.
+///
+/// A channel that was found a moment before that, or since, did not exist when the other node requested the names, perhaps. It
+/// may have no waiters now: those that it had were woken, and their clients are about to come back.
+fn target(entry: &Entry, received: Option<u64>) -> Option<Target> {
+    let state = entry.lock();
+    if state.log.is_none() {
+        return (state.waiters.len() > 0).then_some(Target::Absent);
+    }
+    let found = state.follow.as_ref()?.found?;
+    (found.saturating_add(DELAY) >= received?).then_some(Target::Exists)
+}
+
+/// The broadcasts of other nodes, which the maintenance task relays one after the other, beside everything else.
+#[derive(Default)]
+pub(super) struct Relay {
+    queue: VecDeque<(Announcement, u64)>,
+    bytes: usize,
+    current: Option<Relaying>,
+    appends: FuturesUnordered<Appending>,
+}
+
+/// A broadcast that is being relayed.
+struct Relaying {
+    names: Router<()>,
+    broadcast: Arc<Announcement>,
+    /// On the registry's clock.
+    received: u64,
+    walk: Walk,
+}
+
+impl Relay {
+    /// Queues a broadcast that was received.
+    pub(super) fn push(&mut self, broadcast: Announcement, now: u64) {
+        let bytes = self.bytes + broadcast.batch.size();
+        if self.queue.len() < QUEUED && bytes <= QUEUED_BYTES {
+            self.bytes = bytes;
+            self.queue.push_back((broadcast, now));
+        }
+    }
+
+    /// Continues with what is under way, and begins as much as there is room for and the slice allows.
+    pub(super) fn poll(&mut self, registry: &Arc<Registry>, slice: &mut Slice, cx: &mut Context<'_>) {
+        loop {
+            // What becomes of an append is the business of the waiters: they read what was appended.
+            while let Poll::Ready(Some(_)) = self.appends.poll_next_unpin(cx) {}
+            if self.current.is_none() && !self.begin() {
+                return;
+            }
+            let Some(current) = &mut self.current else { continue };
+            if self.appends.len() >= RELAYED {
+                return;
+            }
+            match registry.map.next(&mut current.walk) {
+                Some(entry) => {
+                    let target = target(&entry, Some(current.received));
+                    if let Some(target) = target.filter(|_| current.names.at(entry.name()).is_ok()) {
+                        let (registry, broadcast) = (registry.clone(), current.broadcast.clone());
+                        self.appends.push(Box::pin(append(registry, broadcast, entry.name().to_owned(), target)));
+                    }
+                }
+                // The next one waits for the last append of this one: a channel has them in the order in which they were received.
+                None if self.appends.is_empty() => self.current = None,
+                None => return,
+            }
+            if slice.step() {
+                cx.waker().wake_by_ref();
+                return;
+            }
+        }
+    }
+
+    /// Begins with the next broadcast. Returns whether there was one; the current one is still `None` if its pattern is malformed.
+    fn begin(&mut self) -> bool {
+        let Some((broadcast, received)) = self.queue.pop_front() else { return false };
+        self.bytes -= broadcast.batch.size();
+        let mut names = Router::new();
+        if names.insert(&*broadcast.pattern, ()).is_ok() {
+            let (broadcast, walk) = (Arc::new(broadcast), Walk::default());
+            self.current = Some(Relaying { names, broadcast, received, walk });
+        }
+        true
+    }
+}
