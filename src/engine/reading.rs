@@ -83,11 +83,11 @@ impl Reading {
 impl Pieces {
     /// The appends of a reading: shared with the log, unless they are so small that references to them would take more memory
     /// than a copy.
-    pub(super) fn of<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Self {
+    pub(super) fn of<'a>(mut appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Self {
         let (count, bytes) = appends.clone().fold((0, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
         match count {
             0 => Self::None,
-            1 => appends.cloned().next().map_or(Self::None, Self::One),
+            1 => appends.next().cloned().map_or(Self::None, Self::One),
             _ if bytes < count * size_of::<Bytes>() => Self::One(join(appends, json)),
             _ => Self::Many(appends.cloned().collect()),
         }

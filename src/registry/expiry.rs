@@ -345,7 +345,7 @@ mod tests {
 
     fn broadcast(registry: &Registry, name: &str) -> Result<(), Error> {
         let batch = Some(crate::engine::Batch::value("x").unwrap());
-        let mut append = Append { batch, create: Some(registry.json()), broadcast: true, ..Append::default() };
+        let mut append = Append { batch, create: Some(registry.json()), broadcast: Some(7), ..Append::default() };
         registry.append(name, &mut append).map(|(_, woken)| woken.wake())
     }
 
