@@ -67,8 +67,12 @@ impl CometBuilder {
         self
     }
 
-    /// The number of waits on one channel. Default 100,000. Beyond: 503,
+    /// Sets the limit on the number of waits on one channel. Default 100,000. Beyond: 503,
     /// [`Limit::WaitsPerChannel`](crate::Limit::WaitsPerChannel).
+    ///
+    /// A poll counts from when it parks until it is answered, an event stream from its start to its end, also while it sends an
+    /// event. [`Subscription`](crate::Subscription)s are never refused, but do count while they wait in `recv`. A poll
+    /// that a publish has woken counts until it is answered.
     pub fn max_waits_per_channel(mut self, waits: usize) -> Self {
         self.limits.waits_per_channel = waits;
         self

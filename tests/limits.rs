@@ -3,7 +3,8 @@
 mod support;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full};
 use serde_json::json;
 use std::{
     collections::BTreeSet,
@@ -132,7 +133,98 @@ async fn waits_have_a_number_on_one_channel() {
     drop(crowd.0.remove(0));
     assert!(crowd.come(&layer, "/events/news").is_none(), "a place is free again");
     comet.channel("/events/news").publish("x").await.unwrap();
-    assert!(crowd.come(&layer, "/events/news").is_none(), "who is woken has left");
+    full(&crowd.come(&layer, "/events/news").expect("refused: the woken waits were not answered yet"));
+    let answered = crowd.0.remove(0).await;
+    assert_eq!(answered.text(), r#"["x"]"#);
+    assert!(crowd.come(&layer, "/events/news").is_none(), "an answered wait has left");
+    full(&crowd.come(&layer, "/events/news").expect("refused"));
+}
+
+/// An event stream that sends an event is not parked at that moment, and counts nevertheless.
+#[tokio::test(start_paused = true)]
+async fn event_streams_and_polls_of_one_channel_count_together_and_leave_once() {
+    let (comet, layer) = built(|builder| builder.max_waits_per_channel(3));
+    let news = comet.channel("/events/news");
+    let open = async || layer.layer(Teapot).oneshot(get("/events/news?offset=now&live=sse")).await.unwrap();
+    for created_before in [false, true] {
+        if created_before {
+            news.publish("x").await.unwrap();
+        }
+        let mut streams = Vec::new();
+        for nth in 0..2 {
+            let mut stream = open().await;
+            assert_eq!(stream.status().as_u16(), 200, "{nth}");
+            // Read to where it parks, or not read at all.
+            if nth == 0 {
+                stream.body_mut().frame().await.expect("an event").unwrap();
+            }
+            streams.push(stream);
+        }
+        // Takes the streams off the list of waiters: one of them is about to send the message.
+        news.publish("x").await.unwrap();
+        let mut crowd = Crowd::park(&layer, 1, |_| "/events/news".to_owned());
+        for uri in ["/events/news", "/events/news?offset=now&live=sse"] {
+            full(&crowd.come(&layer, uri).expect("refused"));
+        }
+        assert_eq!((comet.waiters(), comet.channels().count()), (3, 1));
+
+        // Sends the message, and is still counted in the middle of it, after it, and parked again.
+        for _ in 0..4 {
+            let frame = streams[0].body_mut().frame().now_or_never();
+            full(&crowd.come(&layer, "/events/news").expect("refused"));
+            if frame.is_none() {
+                break;
+            }
+        }
+        drop(streams.pop());
+        assert!(crowd.come(&layer, "/events/news").is_none(), "a place is free again");
+        full(&crowd.come(&layer, "/events/news").expect("refused"));
+        drop((crowd, streams));
+        assert_eq!((comet.waiters(), news.waiters()), (0, 0));
+        news.delete().await.unwrap();
+        assert_eq!(comet.channels().count(), 0, "no count keeps the channel");
+        drop(Crowd::park(&layer, 3, |_| "/events/news".to_owned()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_channel_gives_the_places_of_its_waits_back_when_they_are_answered() {
+    let (comet, layer) = built(|builder| builder.max_waits_per_channel(2));
+    let news = comet.channel("/events/news");
+    news.publish("x").await.unwrap();
+    let stream = layer.layer(Teapot).oneshot(get("/events/news?offset=now&live=sse")).await.unwrap();
+    let poll = sent(&layer, get("/events/news?offset=now&live=long-poll")).await;
+    news.delete().await.unwrap();
+    news.publish("another life").await.unwrap();
+    let mut crowd = Crowd(Vec::new());
+    full(&crowd.come(&layer, "/events/news").expect("refused: both are there still"));
+    assert_eq!(poll.await.unwrap().status.as_u16(), 404);
+    assert!(crowd.come(&layer, "/events/news").is_none());
+    full(&crowd.come(&layer, "/events/news").expect("refused"));
+    drop(stream);
+    assert!(crowd.come(&layer, "/events/news").is_none());
+    full(&crowd.come(&layer, "/events/news").expect("refused"));
+    drop(crowd);
+    news.delete().await.unwrap();
+    assert_eq!((comet.waiters(), comet.channels().count()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_are_never_refused_but_count() {
+    let (comet, layer) = built(|builder| builder.max_waits_per_channel(2));
+    let news = comet.channel("/events/news");
+    let receive = || {
+        let mut reader = news.subscribe();
+        let mut receive = Box::pin(async move { reader.recv().await.map(drop) });
+        assert!(receive.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        receive
+    };
+    let mut receiving: Vec<_> = (0..3).map(|_| receive()).collect();
+    let mut crowd = Crowd(Vec::new());
+    full(&crowd.come(&layer, "/events/news").expect("refused"));
+    receiving.truncate(1);
+    assert!(crowd.come(&layer, "/events/news").is_none());
+    full(&crowd.come(&layer, "/events/news").expect("refused"));
 }
 
 #[tokio::test(start_paused = true)]

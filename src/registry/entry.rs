@@ -126,9 +126,10 @@ impl Entry {
 }
 
 impl State {
-    /// Nothing is left that would be missed.
+    /// Whether the entry can leave the map. An admitted wait keeps it there, so that its limit counts all waits of a name.
     pub(super) fn is_vacant(&self) -> bool {
-        self.log.is_none() && self.follow.is_none() && self.waiters.len() == 0
+        let waited_on = self.waiters.len() > 0 || self.waiters.admitted() > 0;
+        self.log.is_none() && self.follow.is_none() && !waited_on
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Registry,
-    entry::Entry,
+    entry::{Entry, State},
     follow::Stage,
     timer::{NEVER, Timer},
     waiters::{Key, Standing, Woken},
@@ -46,12 +46,28 @@ struct Waiter {
     slot: Option<NonZeroU32>,
     /// Whether the channel existed when the wait began.
     existed: bool,
-    /// Counted among all waits.
-    admitted: bool,
+    admission: Admission,
     /// Off the list, of a channel that is not to vanish with this wait.
     left: bool,
     /// A read from the engine, while the cached entries do not tell what follows the offset.
     question: Option<Box<Question>>,
+}
+
+/// Which counts of waits a wait is in: of all waits ([`Usage`](super::Usage)), and of those on its channel (its entry's list).
+///
+/// The count of the channel changes under the channel's lock. A wait that is in it keeps the entry in the map, so it leaves
+/// the count of the same entry that it entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    /// In neither.
+    None,
+    /// In both, until it is answered: a poll, or a subscription's.
+    Once,
+    /// In both for as long as it lives: an event stream.
+    Lasting,
+    /// It was answered and has left the count of the channel. It leaves the other when it is dropped: being the last may
+    /// wake tasks, which must not happen under the lock.
+    Answered,
 }
 
 /// Never locked: it makes a wait `Sync` without making the engine's futures so.
@@ -100,7 +116,8 @@ impl Wait {
     /// The same, on an entry that the caller has. It may have left the map meanwhile.
     pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
         let (round, slot, question) = (0, None, None);
-        let waiter = Waiter { registry, entry, after, round, slot, existed, admitted: false, left: false, question };
+        let (admission, left) = (Admission::None, false);
+        let waiter = Waiter { registry, entry, after, round, slot, existed, admission, left, question };
         Self { waiter, timer: Timer::new() }
     }
 
@@ -121,18 +138,22 @@ impl Wait {
         self.waiter.after
     }
 
-    /// Counts this wait against the limits before the first poll does: for a caller that can no longer refuse by then.
+    /// Counts this wait against the limits for as long as it lives, also between its answers: for an event stream, which can
+    /// no longer be refused when it is polled.
     pub(crate) fn admit(&mut self) -> Result<(), Error> {
-        let parked = self.waiter.entry.lock().waiters.len();
-        self.waiter.registry.admit(parked)?;
-        self.waiter.admitted = true;
+        let Waiter { registry, entry, admission, .. } = &mut self.waiter;
+        *admission = registry.admitted(entry, |state| registry.admit(state, Admission::Lasting))?;
         Ok(())
     }
 
-    /// Counts this wait whatever the limits: they bound HTTP clients, and this is the application.
+    /// Counts this wait whatever the limits are: they bound HTTP clients, and this is a subscription of the application.
     pub(crate) fn admit_always(&mut self) {
-        self.waiter.registry.usage.count_wait();
-        self.waiter.admitted = true;
+        let Waiter { registry, entry, admission, .. } = &mut self.waiter;
+        *admission = registry.admitted(entry, |state| {
+            registry.usage.count_wait();
+            state.waiters.count_admitted();
+            Admission::Once
+        });
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
@@ -223,7 +244,11 @@ impl Waiter {
             Ok(reading) => {
                 // Its log keeps the channel in the map, and whatever ends that looks after the rest: once the list has been
                 // taken too, this wait need not take the lock again to leave.
-                self.left = self.key().is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                self.left = self.admission != Admission::Lasting
+                    && self.key().is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                if self.left {
+                    self.admission.leave_channel(&mut state);
+                }
                 return Next::End(Ended::Read(reading));
             }
             Err(gone) if self.registry.remote().is_none() || !self.registry.faults.keep(Rule::Ahead) => {
@@ -252,7 +277,7 @@ impl Waiter {
             // By a creation, say, and nothing came of it. It may have been told to leave before that: its slot is gone, and it
             // must not park again.
             Some(Standing::Woken) => self.registry.is_closing(),
-            Some(Standing::Parked) | None => self.admitted && self.registry.is_closed(),
+            Some(Standing::Parked) | None => self.admission != Admission::None && self.registry.is_closed(),
         };
         if released {
             return Next::End(Ended::Released(reading));
@@ -260,11 +285,11 @@ impl Waiter {
         if until <= now {
             return Next::End(Ended::TimedOut(reading));
         }
-        if !self.admitted {
-            if let Err(error) = self.registry.admit(state.waiters.len()) {
-                return Next::End(Ended::Refused(error));
+        if self.admission == Admission::None {
+            match self.registry.admit(&mut state, Admission::Once) {
+                Ok(admission) => self.admission = admission,
+                Err(error) => return Next::End(Ended::Refused(error)),
             }
-            self.admitted = true;
         }
         let until = until.min(reading.until.unwrap_or(NEVER));
         let parked = self.key().filter(|_| standing == Some(Standing::Parked));
@@ -282,8 +307,8 @@ impl Waiter {
         Next::Sleep { until, again: false }
     }
 
-    /// Goes on with the entry that is in the map now. Nothing was parked on the one that was, this wait included: so nothing is
-    /// missed.
+    /// Goes on with the entry that is in the map now. Nothing was parked on the vacated entry, this wait included, so no
+    /// message is missed; nor was this wait counted there.
     fn reenter(&mut self) {
         self.slot = None;
         self.entry = self.registry.enter(self.entry.name());
@@ -327,6 +352,7 @@ impl Waiter {
         let mut state = self.entry.lock();
         let waker = self.key().and_then(|key| state.waiters.remove(key));
         self.slot = None;
+        self.admission.leave_channel(&mut state);
         if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
             // The channel was read until now.
             kept.touched = self.registry.now();
@@ -355,15 +381,40 @@ impl Waiter {
 }
 
 impl Registry {
-    /// Counts one more wait, on a channel where so many are parked.
-    fn admit(&self, parked: usize) -> Result<(), Error> {
+    /// Counts one more wait, or refuses it.
+    fn admit(&self, state: &mut State, admission: Admission) -> Result<Admission, Error> {
         if self.is_closing() {
             return Err(Error::ShutDown);
         }
-        if parked >= self.limits.waits_per_channel {
+        if state.waiters.admitted() >= self.limits.waits_per_channel {
             return Err(Error::Full(Limit::WaitsPerChannel));
         }
-        self.usage.admit_wait(&self.limits).map_err(Error::Full)
+        self.usage.admit_wait(&self.limits).map_err(Error::Full)?;
+        state.waiters.count_admitted();
+        Ok(admission)
+    }
+
+    /// Runs `admit` under the lock of an entry that is in the map: of the one that took its place, if it is not.
+    fn admitted<T>(&self, entry: &mut Arc<Entry>, admit: impl FnOnce(&mut State) -> T) -> T {
+        loop {
+            let mut state = entry.lock();
+            if !state.vacated {
+                return admit(&mut state);
+            }
+            drop(state);
+            let current = self.enter(entry.name());
+            *entry = current;
+        }
+    }
+}
+
+impl Admission {
+    /// Leaves the count of the channel, if the wait is in it.
+    fn leave_channel(&mut self, state: &mut State) {
+        if let Self::Once | Self::Lasting = self {
+            state.waiters.leave_admitted();
+            *self = Self::Answered;
+        }
     }
 }
 
@@ -372,7 +423,7 @@ impl Drop for Waiter {
         if !self.left {
             self.leave();
         }
-        if self.admitted && self.registry.usage.leave_wait() {
+        if self.admission != Admission::None && self.registry.usage.leave_wait() {
             self.registry.nobody_waits();
         }
     }

@@ -26,7 +26,9 @@ pub(super) struct Waiters {
     slots: Vec<Slot>,
     /// The first vacant slot; each names the next.
     vacant: Option<u32>,
-    occupied: usize,
+    occupied: u32,
+    /// Waits that count against the limit of the channel, parked or not. Not used by other lists.
+    admitted: u32,
     round: u64,
 }
 
@@ -77,7 +79,7 @@ pub(super) enum Standing {
 impl Waiters {
     /// How many are on the list.
     pub(super) fn len(&self) -> usize {
-        self.occupied
+        self.occupied as usize
     }
 
     pub(super) fn park(&mut self, waker: Waker) -> Key {
@@ -155,7 +157,7 @@ impl Waiters {
     /// a wait that is dropped, all at once.
     pub(super) fn regroup(&mut self) -> Woken {
         const LONG: usize = 1_024;
-        if self.slots.len() < LONG || self.occupied > LONG.min(self.slots.len() / 8) {
+        if self.slots.len() < LONG || self.len() > LONG.min(self.slots.len() / 8) {
             return Woken::nobody();
         }
         self.take()
@@ -183,6 +185,22 @@ pub(super) struct Crowd(Option<Box<Waiters>>);
 impl Crowd {
     pub(super) fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |waiters| waiters.len())
+    }
+
+    /// The waits on this channel that count against its limit: parked ones, woken ones that were not polled yet, and event
+    /// streams also while they send an event.
+    pub(super) fn admitted(&self) -> usize {
+        self.0.as_ref().map_or(0, |waiters| waiters.admitted as usize)
+    }
+
+    pub(super) fn count_admitted(&mut self) {
+        self.0.get_or_insert_default().admitted += 1;
+    }
+
+    pub(super) fn leave_admitted(&mut self) {
+        if let Some(waiters) = &mut self.0 {
+            waiters.admitted -= 1;
+        }
     }
 
     pub(super) fn park(&mut self, waker: Waker) -> Key {
