@@ -52,6 +52,43 @@ impl CometBuilder {
         self
     }
 
+    /// Sets the limit on the memory for request bodies, in bytes: of all `POST`s and `PUT`s on the layer's routes that are being
+    /// received at the same time. Default 64 MiB. Beyond: 503 with `Retry-After`,
+    /// [`Limit::Receiving`](crate::Limit::Receiving).
+    ///
+    /// A body counts with the memory that is allocated for it, from its first byte until the request is done: then its bytes are
+    /// history and count for [`max_history`](Self::max_history), or the request was refused, timed out or dropped. Memory is
+    /// allocated as bytes arrive, and at most twice as much as has arrived; an announced `Content-Length` allocates nothing.
+    /// A request whose `Content-Length` exceeds what is left of the limit is refused before its body is read, any other one at the
+    /// byte that exceeds it. [`Stats::receiving_bytes`](crate::Stats::receiving_bytes) is the memory in use.
+    ///
+    /// All clients share this limit: clients that send much and finish nothing can use it up, each body for
+    /// [`Route::body_timeout`](crate::Route::body_timeout), and `POST`s of others are refused meanwhile. Reads, waits and what the
+    /// application publishes in process are not affected. A value below [`max_append`](Self::max_append) refuses appends that are
+    /// larger than it. The server's own read buffers are not counted: hyper has one for each connection.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// use axum::{Router, body::Body, http::Request};
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Comet, CometLayer, Route};
+    ///
+    /// let comet = Comet::builder().max_receiving(10).build();
+    /// let layer = CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().append_by_anyone());
+    /// let app = Router::<()>::new().layer(layer);
+    ///
+    /// let post = |json| Request::post("/rooms/42").header("content-type", "application/json").body(Body::from(json));
+    /// assert_eq!(app.clone().oneshot(post("[1, 2]")?).await?.status(), 204);
+    /// assert_eq!(app.oneshot(post("[1, 2, 3, 4, 5]")?).await?.status(), 503);
+    /// assert_eq!(comet.stats().receiving_bytes, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn max_receiving(mut self, bytes: usize) -> Self {
+        self.limits.receiving = bytes;
+        self
+    }
+
     /// The number of channels that hold a log. Default 100,000. Beyond: 503,
     /// [`Limit::Channels`](crate::Limit::Channels). Channels that are only waited on do not count; they are gone with their
     /// last waiter.

@@ -156,6 +156,7 @@ impl Comet {
             channels: usage.channels(),
             waiters: usage.waits(),
             history_bytes: usage.history(),
+            receiving_bytes: usage.receiving(),
             appends: usage.appends(),
             delivered: usage.delivered(),
             timed_out: usage.timed_out(),
@@ -317,6 +318,9 @@ pub struct Stats {
     pub waiters: usize,
     /// Bytes of all history, in the measure of [`CometBuilder::max_history`].
     pub history_bytes: usize,
+    /// Bytes of memory for request bodies that are being received, in the measure of
+    /// [`CometBuilder::max_receiving`].
+    pub receiving_bytes: usize,
     /// Appends since the start.
     pub appends: u64,
     /// Waits over HTTP that were answered with messages since the start.

@@ -129,6 +129,8 @@ impl error::Error for Error {
 pub enum Limit {
     /// On the bytes of history that all channels hold together.
     History,
+    /// On the bytes of all request bodies that are being received.
+    Receiving,
     /// On the number of channels.
     Channels,
     /// On the number of requests that wait, on all channels together.
@@ -141,6 +143,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::History => "the limit on the history of all channels is reached",
+            Self::Receiving => "the limit on the bytes of request bodies that are being received is reached",
             Self::Channels => "the limit on the number of channels is reached",
             Self::Waits => "the limit on the number of waits is reached",
             Self::WaitsPerChannel => "the limit on the number of waits on this channel is reached",

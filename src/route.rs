@@ -189,8 +189,8 @@ impl Route {
 
     /// Allows appending by `POST` to anyone who can reach the server.
     ///
-    /// A body that is on its way is bounded in [size](crate::CometBuilder::max_append) and [time](Self::body_timeout), but how many there
-    /// are is for the host to bound, or a layer outside that limits concurrent `POST`s.
+    /// A body is bounded in [size](crate::CometBuilder::max_append) and [time](Self::body_timeout), and all bodies together in
+    /// [memory](crate::CometBuilder::max_receiving). The number of concurrent requests is not bounded by the layer.
     pub fn append_by_anyone(mut self) -> Self {
         self.append = Gate::Open;
         self

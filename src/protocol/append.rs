@@ -72,7 +72,8 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
-    let bytes = receive(target, expects_continue, body).await?;
+    // The memory of the body counts as received until the append is done: from then on it is history.
+    let (bytes, _received) = receive(target, expects_continue, body).await?;
     append(target, &asked?, bytes).await
 }
 

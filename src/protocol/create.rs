@@ -108,7 +108,8 @@ where
         _ => None,
     };
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
-    let content = receive(target, expects_continue, body).await?;
+    // The memory of the body counts as received until the channel is created: from then on it is history.
+    let (content, _received) = receive(target, expects_continue, body).await?;
     create(target, asked?, source, content).await
 }
 

@@ -11,6 +11,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::{Target, headers::has_token, problem::Problem};
+use crate::{Limit, registry::Registry};
 
 /// How much of a body that is refused is read and thrown away, so that the client reads the answer; beyond it, or past the
 /// time for reading a body, the connection is closed under it.
@@ -21,15 +22,24 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     has_token(headers, &header::EXPECT, "100-continue")
 }
 
-/// The whole body, or why not; by then the client has been let send what it had to.
-pub(super) async fn receive<B>(target: &Target<'_>, expects_continue: bool, body: B) -> Result<Bytes, Problem>
+/// Returns the whole body, in one allocation of exactly its size, and its share of [`Limits::receiving`]; or the refusal, once
+/// the client has been given time to send the rest.
+///
+/// # Cancel safety
+///
+/// Dropping this future drops what was received and returns its share of the limit.
+pub(super) async fn receive<'a, B>(
+    target: &'a Target<'_>,
+    expects_continue: bool,
+    body: B,
+) -> Result<(Bytes, Received<'a>), Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let mut body = pin!(body);
     let refused = match within_limits(target, expects_continue, body.as_mut()).await {
-        Ok(bytes) => return Ok(bytes),
+        Ok(received) => return Ok(received),
         Err(refused) => refused,
     };
     let read_on = async { refused.read_on && discard(body).await };
@@ -40,24 +50,38 @@ where
 /// A body that is not wanted.
 struct Refused {
     problem: Problem,
-    /// Whether the client should be let send the rest, so that it comes to read the answer.
+    /// Whether to read the rest of the body, so that the client comes to read the answer.
     read_on: bool,
 }
 
-async fn within_limits<B>(target: &Target<'_>, expects_continue: bool, body: Pin<&mut B>) -> Result<Bytes, Refused>
+async fn within_limits<'a, B>(
+    target: &'a Target<'_>,
+    expects_continue: bool,
+    body: Pin<&mut B>,
+) -> Result<(Bytes, Received<'a>), Refused>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let limit = target.registry.limits().append;
-    if body.size_hint().lower() > limit as u64 {
-        // Who expects a "100 Continue" has sent nothing yet; reading would ask for it.
-        return Err(Refused { problem: Problem::too_large(limit), read_on: !expects_continue });
+    let limits = target.registry.limits();
+    let announced = body.size_hint().lower();
+    let left = limits.receiving.saturating_sub(target.registry.usage().receiving());
+    let problem = if announced > limits.append as u64 {
+        Some(Problem::too_large(limits.append))
+    } else if announced > left as u64 {
+        Some(Problem::full(Limit::Receiving))
+    } else {
+        None
+    };
+    if let Some(problem) = problem {
+        // A client that expects a "100 Continue" has sent nothing yet; reading would ask for it.
+        return Err(Refused { problem, read_on: !expects_continue });
     }
-    match timeout(target.route.body_timeout, collect(body, limit)).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes),
-        Ok(Ok(None)) => Err(Refused { problem: Problem::too_large(limit), read_on: true }),
-        Ok(Err(error)) => {
+    match timeout(target.route.body_timeout, collect(&target.registry, body)).await {
+        Ok(Ok(collected)) => Ok(collected.finish()),
+        Ok(Err(Stopped::TooLarge)) => Err(Refused { problem: Problem::too_large(limits.append), read_on: true }),
+        Ok(Err(Stopped::Full(limit))) => Err(Refused { problem: Problem::full(limit), read_on: true }),
+        Ok(Err(Stopped::Broken(error))) => {
             let detail = format!("the request's body broke off: {}", error.into());
             Err(Refused { problem: Problem::bad_request("body", detail), read_on: false })
         }
@@ -65,26 +89,104 @@ where
     }
 }
 
-/// The body in one piece that is just as large as it, or `None` if it is too large: a piece of the
-/// connection's read buffer in the history would keep all of that.
-async fn collect<B: Body>(mut body: Pin<&mut B>, limit: usize) -> Result<Option<Bytes>, B::Error> {
-    let mut collected = Vec::with_capacity(usize::try_from(body.size_hint().lower()).unwrap_or(0).min(limit));
+/// Why a body was not read to its end.
+enum Stopped<E> {
+    TooLarge,
+    Full(Limit),
+    Broken(E),
+}
+
+/// Copies the body into one piece: a slice of the connection's read buffer in the history would keep all of that buffer.
+async fn collect<'a, B: Body>(
+    registry: &'a Registry,
+    mut body: Pin<&mut B>,
+) -> Result<Collected<'a>, Stopped<B::Error>> {
+    let limit = registry.limits().append;
+    let mut collected = Collected { bytes: Vec::new(), received: Received { registry, bytes: 0 } };
     while let Some(frame) = body.frame().await {
-        let Ok(mut data) = frame?.into_data() else { continue };
-        if collected.len() + data.remaining() > limit {
-            return Ok(None);
+        let Ok(mut data) = frame.map_err(Stopped::Broken)?.into_data() else { continue };
+        let length = collected.bytes.len().saturating_add(data.remaining());
+        if length > limit {
+            return Err(Stopped::TooLarge);
         }
+        // What is still to come is at least the lower bound, if the client keeps its promise. It is never more than `limit`.
+        let announced = length.saturating_add(usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX));
+        let most = if body.size_hint().exact().is_some() { announced.min(limit) } else { limit };
+        collected.reserve(length, most).map_err(Stopped::Full)?;
         while data.has_remaining() {
             let chunk = data.chunk();
-            collected.extend_from_slice(chunk);
+            collected.bytes.extend_from_slice(chunk);
             let read = chunk.len();
             data.advance(read);
         }
     }
-    Ok(Some(Bytes::from(collected.into_boxed_slice())))
+    Ok(collected)
 }
 
-/// Reads on and keeps nothing; whether the end was reached.
+/// The part of a body that has arrived, and its share of the limit.
+struct Collected<'a> {
+    // Dropped first: the memory is freed before it is available to others.
+    bytes: Vec<u8>,
+    received: Received<'a>,
+}
+
+impl<'a> Collected<'a> {
+    /// Makes room for `length` bytes in all. The capacity doubles as long as the limit on all bodies leaves room for that and the
+    /// body can become that large; it never shrinks below a growth of an eighth, so that copying stays linear.
+    fn reserve(&mut self, length: usize, most: usize) -> Result<(), Limit> {
+        let capacity = self.bytes.capacity();
+        if length <= capacity {
+            return Ok(());
+        }
+        let grown = |by: usize| length.max(capacity.saturating_add(by).min(most));
+        let wanted = [grown(capacity), grown(capacity / 8)];
+        let mut refused = None;
+        for wanted in wanted {
+            match self.received.admit(wanted - capacity) {
+                Ok(()) => {
+                    self.bytes.reserve_exact(wanted - self.bytes.len());
+                    return Ok(());
+                }
+                Err(limit) => refused = Some(limit),
+            }
+        }
+        Err(refused.unwrap_or(Limit::Receiving))
+    }
+
+    /// Frees the capacity that the body did not fill.
+    fn finish(mut self) -> (Bytes, Received<'a>) {
+        let bytes = Bytes::from(self.bytes.into_boxed_slice());
+        self.received.shrink_to(bytes.len());
+        (bytes, self.received)
+    }
+}
+
+/// Memory of a body that counts as being received, until this is dropped.
+pub(super) struct Received<'a> {
+    registry: &'a Registry,
+    bytes: usize,
+}
+
+impl Received<'_> {
+    fn admit(&mut self, more: usize) -> Result<(), Limit> {
+        self.registry.usage().admit_receiving(self.registry.limits(), more)?;
+        self.bytes += more;
+        Ok(())
+    }
+
+    fn shrink_to(&mut self, bytes: usize) {
+        self.registry.usage().leave_receiving(self.bytes.saturating_sub(bytes));
+        self.bytes = self.bytes.min(bytes);
+    }
+}
+
+impl Drop for Received<'_> {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
+/// Reads the rest and stores nothing; returns whether the end was reached.
 async fn discard<B: Body>(mut body: Pin<&mut B>) -> bool {
     let mut left = DISCARD;
     while let Some(frame) = body.frame().await {

@@ -13,6 +13,8 @@ pub(crate) struct Limits {
     pub(crate) append: usize,
     /// Bytes of all history together.
     pub(crate) history: usize,
+    /// Bytes of all request bodies that are being received.
+    pub(crate) receiving: usize,
     /// Channels that hold a log.
     pub(crate) channels: usize,
     /// Waits on all channels.
@@ -30,6 +32,7 @@ impl Default for Limits {
         Self {
             append: 1024 * 1024,
             history: 256 * 1024 * 1024,
+            receiving: 64 * 1024 * 1024,
             channels: 100_000,
             waits: 100_000,
             waits_per_channel: 100_000,
@@ -51,6 +54,7 @@ pub(crate) struct Usage {
     transients: Counter,
     followed: Counter,
     history: Counter,
+    receiving: Counter,
     appends: AtomicU64,
     delivered: AtomicU64,
     timed_out: AtomicU64,
@@ -66,6 +70,7 @@ impl Usage {
             transients: Counter::new(0),
             followed: Counter::new(0),
             history: Counter::new(0),
+            receiving: Counter::new(0),
             appends: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             timed_out: AtomicU64::new(0),
@@ -90,6 +95,10 @@ impl Usage {
 
     pub(crate) fn history(&self) -> usize {
         self.history.load(Relaxed)
+    }
+
+    pub(crate) fn receiving(&self) -> usize {
+        self.receiving.load(Relaxed)
     }
 
     pub(crate) fn appends(&self) -> u64 {
@@ -182,6 +191,16 @@ impl Usage {
         if frees > 0 {
             self.history.fetch_sub(frees, Relaxed);
         }
+    }
+
+    /// Counts memory that is about to be allocated for a request body.
+    pub(crate) fn admit_receiving(&self, limits: &Limits, bytes: usize) -> Result<(), Limit> {
+        let admit = |receiving: usize| receiving.checked_add(bytes).filter(|after| *after <= limits.receiving);
+        self.receiving.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Receiving)
+    }
+
+    pub(crate) fn leave_receiving(&self, bytes: usize) {
+        self.receiving.fetch_sub(bytes, Relaxed);
     }
 
     pub(super) fn count_append(&self) {
