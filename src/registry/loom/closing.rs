@@ -7,13 +7,13 @@ use std::{
 };
 
 use super::{
-    ALL, ASLEEP, Ended, NAME, NEVER, Registry, Task, finish, messages_after, outcomes, publish, registry,
-    registry_with_history, unpolled_wait, wait, waiting,
+    ALL, ASLEEP, Ended, NAME, NEVER, Registry, Task, admitted_wait, messages_after, outcomes, publish, registry,
+    registry_with_history, release, wait, waiting,
 };
 use crate::{
     Error,
     engine::{Offset, Reading},
-    registry::{Creation, Walk, waiters::Standing},
+    registry::{Creation, waiters::Standing},
     sync::AtomicU8,
 };
 
@@ -103,7 +103,7 @@ fn a_release_meets_an_append(place: fn(&Registry, &Reading) -> Offset) -> &'stat
         let registry = registry.clone();
         move || publish(&registry)
     });
-    let released = finish(registry.release(&mut Walk::default(), 1));
+    let released = release(&registry, 1);
     appender.join().unwrap();
     let (ended, mut task) = waiter.join().unwrap();
     match task.resume(ended) {
@@ -168,11 +168,11 @@ fn a_release_meets_a_poll(wait: fn(&Arc<Registry>) -> Waiting, release: fn(&Regi
 
 #[test]
 fn who_is_released_does_not_park_again() {
-    fn release(registry: &Registry) {
-        assert_eq!(finish(registry.release(&mut Walk::default(), 1)), 1);
+    fn release_one(registry: &Registry) {
+        assert_eq!(release(registry, 1), 1);
     }
     for wait in [a_wait, a_wait_that_parks_again] {
-        assert_eq!(outcomes(move || a_release_meets_a_poll(wait, release)), ["released"]);
+        assert_eq!(outcomes(move || a_release_meets_a_poll(wait, release_one)), ["released"]);
     }
     let broken = outcomes(|| a_release_meets_a_poll(a_wait_that_parks_again, wake_everybody));
     assert_eq!(broken, [ASLEEP], "woken, not marked");
@@ -188,11 +188,10 @@ fn a_release_meets_a_creation(wait: fn(&Arc<Registry>) -> Waiting) -> &'static s
         let registry = registry.clone();
         move || {
             let content_type = Some(registry.json().clone());
-            let created = registry.create(NAME, &Creation { content_type, ..Creation::default() });
-            created.map(|(_, woken)| woken.wake()).unwrap();
+            registry.create(NAME, &Creation { content_type, ..Creation::default() }).map(drop).unwrap();
         }
     });
-    let released = finish(registry.release(&mut Walk::default(), 1));
+    let released = release(&registry, 1);
     creator.join().unwrap();
     match task.resume(parked) {
         Poll::Ready(ended) if released == 1 => ended,
@@ -241,13 +240,11 @@ fn a_newcomer_is_not_taken_for_who_was_released() {
         let mut released = waiting(&registry);
         let parked = released.run();
         // Counted already, so that draining does not keep it out.
-        let mut coming = unpolled_wait(&registry);
-        coming.admit().unwrap();
-        let mut coming = Box::pin(coming);
+        let mut coming = admitted_wait(&registry);
         let mut coming = Task::new(move |cx| coming.as_mut().poll(cx, NEVER, ALL));
         registry.drain();
         let newcomer = thread::spawn(move || (coming.run(), coming));
-        finish(registry.release(&mut Walk::default(), 1));
+        release(&registry, 1);
         let mut released_first = match released.resume(parked) {
             Poll::Ready(Ended::Released(_)) => true,
             Poll::Ready(_) => return "ended otherwise",

@@ -3,7 +3,7 @@
 use ::loom::thread;
 use std::{sync::Arc, task::Poll};
 
-use super::{ASLEEP, Ended, NAME, Registry, Task, outcomes, publish, registry, waiting};
+use super::{ASLEEP, Ended, NAME, Registry, Task, admitted_wait, outcomes, publish, registry, waiting};
 use crate::{
     engine::Start,
     registry::{entry::Entry, map::Map},
@@ -54,6 +54,29 @@ fn a_wait_that_begins_as_the_last_one_leaves_is_woken() {
             Poll::Ready(Ended::Read(_)) => where_to,
             Poll::Ready(_) => "ended otherwise",
             Poll::Pending => ASLEEP,
+        }
+    });
+    assert_eq!(seen, ["in a new entry", "in the same entry"]);
+}
+
+/// An event stream is admitted before it parks: on the entry that the last waiter takes out of the map, or on a new one.
+#[test]
+fn a_wait_that_is_admitted_as_the_last_one_leaves_counts_where_it_waits() {
+    let seen = outcomes(|| {
+        let registry = registry();
+        let mut leaving = waiting(&registry);
+        assert!(leaving.run().is_pending());
+        let entry = registry.map.find(NAME).unwrap();
+        let leaver = thread::spawn(move || drop(leaving));
+        let coming = admitted_wait(&registry);
+        leaver.join().unwrap();
+        let admitted = registry.map.find(NAME).map_or(0, |entry| entry.lock().waiters.admitted());
+        let where_to = kept(&registry, &entry);
+        drop(coming);
+        match (admitted, registry.names().next()) {
+            (1, None) => where_to,
+            (1, Some(_)) => "left behind",
+            _ => "not counted",
         }
     });
     assert_eq!(seen, ["in a new entry", "in the same entry"]);

@@ -17,13 +17,14 @@ mod slices;
 use ::loom::model::Builder;
 use std::{
     collections::BTreeSet,
+    future::Future,
     mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
 
-use super::{Append, Begun, Ended, Limits, NEVER, Registry, Wait};
+use super::{Append, Begun, Ended, Limits, NEVER, Registry, Wait, Walk};
 use crate::{
     engine::{Batch, Offset, Retention, Start},
     sync::Mutex,
@@ -128,26 +129,30 @@ fn publish_to(registry: &Registry, name: &str) -> Offset {
     appended.tail
 }
 
-/// Runs a future that never waits for anything but its next slice.
-fn finish<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
+/// Ends up to `most` waits, and returns how many.
+fn release(registry: &Registry, most: usize) -> usize {
+    let mut walk = Walk::default();
+    let mut released = pin!(registry.release(&mut walk, most));
     loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return done;
+        if let Poll::Ready(released) = released.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return released;
         }
     }
 }
 
 /// A wait for what comes next.
 fn wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
-    Box::pin(unpolled_wait(registry))
-}
-
-fn unpolled_wait(registry: &Arc<Registry>) -> Wait {
     match registry.read_or_wait(NAME, Start::Tail, ALL) {
-        Ok(Begun::Wait(wait)) => wait,
+        Ok(Begun::Wait(wait)) => Box::pin(wait),
         _ => panic!("there is nothing after the tail"),
     }
+}
+
+/// The same, as an event stream begins it: it is admitted before it is polled.
+fn admitted_wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
+    let mut wait = Wait::new(registry.clone(), NAME, registry.tail(NAME), false);
+    wait.admit().unwrap();
+    Box::pin(wait)
 }
 
 /// The same, as a task.
