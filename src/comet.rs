@@ -330,6 +330,7 @@ pub struct Stats {
     /// Calls of an [`Authorize`](crate::Authorize) hook that exceeded
     /// [`Route::hook_timeout`](crate::Route::hook_timeout) since the start.
     pub hook_timeouts: u64,
-    /// Calls of an [`Authorize`](crate::Authorize) hook that panicked since the start.
+    /// Calls of an [`Authorize`](crate::Authorize) hook, or of the key function of
+    /// [`Route::max_waits_per`](crate::Route::max_waits_per), that panicked since the start.
     pub hook_panics: u64,
 }

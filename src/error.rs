@@ -123,7 +123,8 @@ impl error::Error for Error {
     }
 }
 
-/// Which limit is reached: see [`CometBuilder`](crate::CometBuilder), where each has its default.
+/// Which limit is reached: see [`CometBuilder`](crate::CometBuilder), where each has its default
+/// but the last, which is a route's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {
@@ -137,6 +138,9 @@ pub enum Limit {
     Waits,
     /// On the number of requests that wait on one channel.
     WaitsPerChannel,
+    /// On the number of requests of one client that wait on a route: see
+    /// [`Route::max_waits_per`](crate::Route::max_waits_per).
+    WaitsPerClient,
 }
 
 impl fmt::Display for Limit {
@@ -147,6 +151,7 @@ impl fmt::Display for Limit {
             Self::Channels => "the limit on the number of channels is reached",
             Self::Waits => "the limit on the number of waits is reached",
             Self::WaitsPerChannel => "the limit on the number of waits on this channel is reached",
+            Self::WaitsPerClient => "the limit on the number of waits of this client is reached",
         })
     }
 }

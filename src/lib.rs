@@ -88,7 +88,8 @@
 //! | 400 | a malformed offset, query, path or content type |
 //! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
 //! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
-//! | 500 | the route's [`Authorize`] hook panicked |
+//! | 429 | the client has as many waits as [`Route::max_waits_per`] allows: try again after `Retry-After` |
+//! | 500 | the route's [`Authorize`] hook panicked, or the key function of [`Route::max_waits_per`] |
 //! | 503 | a limit is reached, the server is closing, or the hook exceeded [`Route::hook_timeout`]: try again after `Retry-After` |
 //!
 //! A route that allows it also takes `POST` (append, and with `Stream-Closed: true` the end of the stream), `PUT` (create) and

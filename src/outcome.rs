@@ -49,9 +49,10 @@ pub enum Outcome {
     /// The route's [`Authorize`](crate::Authorize) said no.
     Denied,
     /// A limit was reached, the server is closing, or the route's [`Authorize`](crate::Authorize) hook exceeded
-    /// [`Route::hook_timeout`](crate::Route::hook_timeout): 503, 413, 408.
+    /// [`Route::hook_timeout`](crate::Route::hook_timeout): 503, 429, 413, 408.
     Refused,
-    /// The route's [`Authorize`](crate::Authorize) hook panicked: 500.
+    /// The route's [`Authorize`](crate::Authorize) hook panicked, or the key function of
+    /// [`Route::max_waits_per`](crate::Route::max_waits_per): 500.
     Failed,
     /// The request was no good: any other 4xx.
     Invalid,

@@ -1,9 +1,9 @@
 //! What one route does.
 
-use http::Method;
-use std::time::Duration;
+use http::{Method, request::Parts};
+use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{Action, Authorize, access::Gate, engine::MediaType};
+use crate::{Action, Authorize, access::Gate, engine::MediaType, protocol::Clients};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -47,6 +47,7 @@ pub struct Route {
     pub(crate) close: Gate,
     pub(crate) delete: Gate,
     pub(crate) max_age: Option<Duration>,
+    pub(crate) clients: Option<Arc<Clients>>,
 }
 
 impl Route {
@@ -66,6 +67,7 @@ impl Route {
             close: Gate::Shut,
             delete: Gate::Shut,
             max_age: None,
+            clients: None,
         }
     }
 
@@ -161,6 +163,92 @@ impl Route {
     /// ```
     pub fn hook_timeout(mut self, timeout: Duration) -> Self {
         self.hook_timeout = timeout;
+        self
+    }
+
+    /// Limits the waits of each client: parked requests and event streams, on all channels of this route together. Beyond: 429
+    /// with `Retry-After` and the reason `waits-per-client`, [`Limit::WaitsPerClient`](crate::Limit::WaitsPerClient). Off by
+    /// default: then one client can hold all of [`max_waits`](crate::CometBuilder::max_waits).
+    ///
+    /// `key` tells clients apart, by the head of a request and what outer layers left in its extensions: the user's id, an API
+    /// key, the IP address. A request for which it returns `None` is not limited. The layer calls it once for each `GET` that may
+    /// wait, before the [`Authorize`] hook. A request that is answered at once does not count.
+    ///
+    /// The count belongs to this route. Clones of the `Route` and of the layer share it; another route counts by itself. Only
+    /// clients that have a wait are stored, each as 128 bits of a keyed hash of its key: so as many as waits are parked, at most.
+    ///
+    /// A `key` that panics, in the call or in the key's `Hash` or `Drop`, fails its own request with 500 and the reason
+    /// `key-panicked`, and counts in [`Stats::hook_panics`](crate::Stats::hook_panics).
+    ///
+    /// # What it cannot do
+    ///
+    /// A wait counts until it ends, and it ends early only if the server notices that its client is gone. On HTTP/2 hyper notices at
+    /// once. On HTTP/1.1 it notices at once if the client has sent nothing after its request; but after a single byte of a next
+    /// request hyper reads nothing more from the connection until it has sent the response. A layer has the request and its body,
+    /// not the connection, so it cannot notice either. A client can therefore connect, send a request and one more byte, close
+    /// the connection and begin again: each of these waits stays parked until it times out, after [`max_wait`](Self::max_wait)
+    /// at most, without a connection at the client's end. This limit bounds how many of them a client has, and a shorter
+    /// `max_wait` how long each stays. An event stream ends when hyper fails to write to the closed connection: with one of its next two
+    /// comments, 15 to 30 s later.
+    ///
+    /// The limit does not bound connections, requests that do not wait, or clients that can get many keys.
+    ///
+    /// # Which key
+    ///
+    /// Clients behind one NAT or one company's proxy share an address, so a limit by address must leave room for them: a user's
+    /// id is better where there is one. Behind a proxy of your own, the peer is the proxy; take the address from the header that the
+    /// proxy *sets* (not one that it passes on), and only if nothing else can reach the server. Of an IPv6 address take the first 64
+    /// bits, because one client has all addresses below them.
+    ///
+    /// ```
+    /// use axum::extract::ConnectInfo;
+    /// use http::request::Parts;
+    /// use std::net::{IpAddr, SocketAddr};
+    /// use tower_comet::Route;
+    ///
+    /// // axum puts it into the extensions: `app.into_make_service_with_connect_info::<SocketAddr>()`.
+    /// let by_peer = Route::new().read_by_anyone().max_waits_per(100, |request: &Parts| {
+    ///     let ConnectInfo(peer) = request.extensions.get::<ConnectInfo<SocketAddr>>()?;
+    ///     Some(match peer.ip() {
+    ///         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !0 << 64).into()),
+    ///         ip => ip,
+    ///     })
+    /// });
+    ///
+    /// // Of a proxy that is known to overwrite the header.
+    /// let by_proxy = Route::new().read_by_anyone().max_waits_per(100, |request: &Parts| request.headers.get("x-real-ip").cloned());
+    /// # let _ = (by_peer, by_proxy);
+    /// ```
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+    /// use axum::{Router, body::Body, http::{Request, request::Parts}};
+    /// use std::time::Duration;
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Comet, CometLayer, Route};
+    ///
+    /// // What a layer outside has found out about the request.
+    /// #[derive(Clone, Hash)]
+    /// struct User(u64);
+    ///
+    /// let route = Route::new().read_by_anyone().max_waits_per(2, |request: &Parts| request.extensions.get::<User>().cloned());
+    /// let app = Router::<()>::new().layer(CometLayer::new(Comet::new()).route("/events/{channel}", route));
+    /// let get = |user| app.clone().oneshot(Request::get("/events/news").extension(User(user)).body(Body::empty()).unwrap());
+    ///
+    /// let parked = [tokio::spawn(get(1)), tokio::spawn(get(1))];
+    /// tokio::time::sleep(Duration::from_secs(1)).await;
+    /// assert_eq!(get(1).await?.status(), 429);
+    /// assert_eq!(get(2).await?.status(), 204, "another user's wait, which times out");
+    /// # drop(parked);
+    /// # Ok::<(), std::convert::Infallible>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn max_waits_per<K: Hash>(
+        mut self,
+        waits: usize,
+        key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static,
+    ) -> Self {
+        self.clients = Some(Arc::new(Clients::new(waits, key)));
         self
     }
 

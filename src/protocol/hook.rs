@@ -66,17 +66,12 @@ impl<'a> Hook<'a> {
 
     /// Runs the application's code; returns `None` if it panics.
     fn catch<T>(&mut self, code: impl FnOnce() -> T) -> Option<T> {
-        match catch_unwind(AssertUnwindSafe(code)) {
-            Ok(done) => Some(done),
-            Err(payload) => {
-                discard_payload(payload);
-                // One hook counts once, also if its future panics in `poll` and again in `drop`.
-                if !std::mem::replace(&mut self.panicked, true) {
-                    self.usage.count_hook_panic();
-                }
-                None
-            }
+        let done = catch(code);
+        // One hook counts once, also if its future panics in `poll` and again in `drop`.
+        if done.is_none() && !std::mem::replace(&mut self.panicked, true) {
+            self.usage.count_hook_panic();
         }
+        done
     }
 }
 
@@ -105,6 +100,11 @@ impl Drop for Hook<'_> {
     fn drop(&mut self) {
         self.discard();
     }
+}
+
+/// Runs the application's code; returns `None` if it panics.
+pub(super) fn catch<T>(code: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(discard_payload).ok()
 }
 
 /// Drops what a panic carries. It may contain secrets, so it is not put into a response or a log.

@@ -65,6 +65,18 @@ impl LongPoll {
     }
 }
 
+impl LongPoll {
+    pub(super) fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// The answer to a request that must not wait.
+    pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> Answer {
+        let this = self.project();
+        finish(this.wait.registry(), *this.http1, problem.into_answer())
+    }
+}
+
 impl Future for LongPoll {
     type Output = Answer;
 

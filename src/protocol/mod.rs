@@ -7,11 +7,13 @@
 //! | --- | --- |
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target`, `hook` | what a request is addressed to, and whether it may; running the hook that decides |
+//! | `client` | how many waits each client has |
 //! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
 //! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
 mod append;
+mod client;
 mod create;
 mod cursor;
 mod deadline;
@@ -39,6 +41,7 @@ use std::{error::Error as StdError, sync::Arc};
 
 use crate::{Action, Outcome, Route, name::NameError, routes::Routes};
 use answer::Answer;
+pub(crate) use client::Clients;
 pub(crate) use payload::Payload;
 use problem::Problem;
 pub(crate) use reply::Reply;
@@ -70,7 +73,12 @@ where
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::GET => {
-            let asked = query::Asked::parse(&parts, target.route.strict);
+            let asked = query::Asked::parse(&parts, target.route.strict).and_then(|mut asked| {
+                if asked.live.is_some() {
+                    asked.client = target.client(&parts)?;
+                }
+                Ok(asked)
+            });
             let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
             target.permitted(&[Action::Read], parts, move |target| match asked {
                 Ok(asked) => read::reply(target, asked, seen),

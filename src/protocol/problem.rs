@@ -76,6 +76,18 @@ impl Problem {
         Self::unavailable("hook-timeout", "the server did not decide in time whether this request is allowed")
     }
 
+    pub(super) fn waits_per_client() -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "waits-per-client", Limit::WaitsPerClient.to_string()).later()
+    }
+
+    /// Without the panic's payload, which may contain secrets.
+    pub(super) fn key_panicked() -> Self {
+        let detail = "the server failed to determine which client sent this request";
+        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key-panicked", detail);
+        problem.outcome = Outcome::Failed;
+        problem
+    }
+
     /// Without the panic's payload, which may contain secrets.
     pub(super) fn hook_panicked() -> Self {
         let detail = "the server failed to decide whether this request is allowed";
@@ -84,11 +96,13 @@ impl Problem {
         problem
     }
 
-    /// 503, to be tried again; not by everybody in the same moment.
     fn unavailable(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
-            .with(header::RETRY_AFTER, HeaderValue::from(fastrand::u32(1..=5)))
-            .refused()
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).later()
+    }
+
+    /// To be retried, at a random time, so that clients do not retry together.
+    fn later(self) -> Self {
+        self.with(header::RETRY_AFTER, HeaderValue::from(fastrand::u32(1..=5))).refused()
     }
 
     pub(super) fn gone(gone: &Gone) -> Self {

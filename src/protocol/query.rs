@@ -3,7 +3,7 @@
 use http::{HeaderMap, request::Parts};
 use std::{borrow::Cow, num::NonZeroU32, time::Duration};
 
-use super::{cursor, headers, problem::Problem};
+use super::{client::Client, cursor, headers, problem::Problem};
 use crate::engine::Start;
 
 /// What a `GET` asks for.
@@ -16,6 +16,8 @@ pub(super) struct Asked {
     pub(super) wait: Option<Duration>,
     /// The whole seconds of `Prefer: wait=…`, to be answered with `Preference-Applied`.
     pub(super) preferred: Option<u32>,
+    /// Whose wait it is, on a route that limits the waits of each client. Not in the query.
+    pub(super) client: Option<Client>,
 }
 
 /// How a read goes on when there is nothing.
@@ -50,7 +52,8 @@ impl Asked {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        Ok(Self { start, live, cursor: query.cursor.as_deref().and_then(cursor::parse), wait, preferred })
+        let cursor = query.cursor.as_deref().and_then(cursor::parse);
+        Ok(Self { start, live, cursor, wait, preferred, client: None })
     }
 }
 

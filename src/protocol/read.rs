@@ -4,6 +4,7 @@ use http::HeaderValue;
 
 use super::{
     Reply, Target, answer,
+    client::counted,
     long_poll::{self, LongPoll},
     problem::Problem,
     query::{Asked, Live},
@@ -39,7 +40,7 @@ pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>)
 fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: Option<&HeaderValue>) -> Reply {
     let reading = match begun {
         Ok(begun) if target.route.strict && !begun.found() => return target.reply(Err(Problem::not_found())),
-        Ok(Begun::Wait(wait)) => return Reply::Wait(Box::pin(LongPoll::new(target, asked, wait))),
+        Ok(Begun::Wait(wait)) => return counted(LongPoll::new(target, asked, wait), asked.client),
         Ok(Begun::Read(reading)) => reading,
         Err(Error::Gone(gone)) => return target.reply(Err(gone_or_unknown(target, &gone))),
         Err(error) => return target.reply(Err(error.into())),

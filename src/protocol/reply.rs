@@ -43,6 +43,12 @@ impl Reply {
     }
 }
 
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self::Now(Some(Box::new(answer)))
+    }
+}
+
 impl Target<'_> {
     /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
     pub(super) fn permitted(

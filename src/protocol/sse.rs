@@ -12,7 +12,9 @@ use std::{
 };
 
 use super::{
-    Answer, Payload, Target, cursor,
+    Answer, Payload, Target,
+    client::Admitted,
+    cursor,
     deadline::deadline,
     event::{Control, Event},
     headers,
@@ -40,6 +42,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
+    let admitted = target.admit(asked.client)?;
     wait.admit()?;
     let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
         wait,
@@ -52,6 +55,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         beat: target.registry.now() + BEAT,
         end: deadline(&target.registry, LIFE),
         task: None,
+        admitted,
     })));
     let map = answer.headers_mut();
     *map = headers::safe();
@@ -85,6 +89,8 @@ pin_project! {
         end: u64,
         // The task that polled last: an event a millisecond would set the timer as often.
         task: Option<Waker>,
+        // Counts for its client. In a box, so that the streams of other routes have no room for it.
+        admitted: Option<Box<Admitted>>,
     }
 }
 

@@ -1,0 +1,175 @@
+//! The number of waits that each client has on a route: [`Route::max_waits_per`](crate::Route::max_waits_per).
+
+use http::request::Parts;
+use pin_project_lite::pin_project;
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    hash::{BuildHasher, Hash, RandomState},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use super::{Reply, Target, hook::catch, long_poll::LongPoll, problem::Problem};
+use crate::sync::{Mutex, assert_unlocked};
+
+/// A client, as the key function of a route tells clients apart: two hashes of its key, each with a secret of its own.
+///
+/// The key itself is dropped before any lock is taken, because its `Hash`, `Eq` and `Drop` are foreign code. Two keys with the
+/// same 128 bits share one count. Among a million clients that has a probability of 1 in 10^26, and as the hashes are seeded
+/// at random, no client can choose a key that has the bits of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Client([u64; 2]);
+
+/// The key function or the key panicked.
+struct Panicked;
+
+/// The waits of each client of one route.
+pub(crate) struct Clients {
+    most: usize,
+    identify: Box<dyn Fn(&Parts) -> Result<Option<Client>, Panicked> + Send + Sync>,
+    /// Clients that have at least one wait.
+    waits: Mutex<HashMap<Client, usize>>,
+}
+
+impl Clients {
+    pub(crate) fn new<K: Hash>(most: usize, key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
+        let seeds = [RandomState::new(), RandomState::new()];
+        let identify = move |parts: &Parts| {
+            let Some(key) = catch(|| key(parts)).ok_or(Panicked)? else { return Ok(None) };
+            let client = catch(|| Client([seeds[0].hash_one(&key), seeds[1].hash_one(&key)]));
+            // By itself: a key that panics in `Hash` and again in `Drop` would abort the process otherwise.
+            catch(|| drop(key)).ok_or(Panicked)?;
+            client.ok_or(Panicked).map(Some)
+        };
+        Self { most, identify: Box::new(identify), waits: Mutex::default() }
+    }
+
+    /// Counts one more wait of a client, unless it has too many.
+    fn admit(self: &Arc<Self>, client: Client) -> Result<Admitted, Problem> {
+        let mut waits = self.waits.lock();
+        let count = waits.get(&client).copied().unwrap_or(0);
+        if count >= self.most {
+            drop(waits);
+            return Err(Problem::waits_per_client());
+        }
+        waits.insert(client, count + 1);
+        drop(waits);
+        Ok(Admitted { clients: Arc::clone(self), client })
+    }
+}
+
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clients").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+/// A wait that counts for its client until this is dropped.
+pub(super) struct Admitted {
+    clients: Arc<Clients>,
+    client: Client,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut waits = self.clients.waits.lock();
+        let Some(count) = waits.get_mut(&self.client) else { return };
+        *count -= 1;
+        if *count == 0 {
+            waits.remove(&self.client);
+            // Many clients that left leave no memory behind.
+            if waits.capacity() > 64 && waits.len() < waits.capacity() / 8 {
+                let twice = waits.len() * 2;
+                waits.shrink_to(twice);
+            }
+        }
+    }
+}
+
+impl Target<'_> {
+    /// Returns the client that sends a request, if the route limits the waits of each client and the key function knows it.
+    pub(super) fn client(&self, parts: &Parts) -> Result<Option<Client>, Problem> {
+        let Some(clients) = &self.route.clients else { return Ok(None) };
+        assert_unlocked();
+        (clients.identify)(parts).map_err(|Panicked| {
+            self.registry.usage().count_hook_panic();
+            Problem::key_panicked()
+        })
+    }
+
+    /// Counts an event stream for its client.
+    pub(super) fn admit(&self, client: Option<Client>) -> Result<Option<Box<Admitted>>, Problem> {
+        let (Some(clients), Some(client)) = (&self.route.clients, client) else { return Ok(None) };
+        clients.admit(client).map(|admitted| Some(Box::new(admitted)))
+    }
+}
+
+/// A poll as a reply, which counts for its client if it has to wait.
+pub(super) fn counted(wait: LongPoll, client: Option<Client>) -> Reply {
+    match (&wait.route().clients, client) {
+        (Some(clients), Some(client)) => {
+            let count = Count::Identified { clients: Arc::clone(clients), client };
+            Reply::Later(Box::pin(Counted { wait, count }))
+        }
+        _ => Reply::Wait(Box::pin(wait)),
+    }
+}
+
+pin_project! {
+    /// A poll of a client that is known.
+    struct Counted {
+        #[pin]
+        wait: LongPoll,
+        count: Count,
+    }
+}
+
+enum Count {
+    /// It was not polled yet, or was answered at once: neither counts.
+    Identified { clients: Arc<Clients>, client: Client },
+    /// It is parked.
+    Admitted { _admitted: Admitted },
+}
+
+impl Future for Counted {
+    type Output = Reply;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+        let mut this = self.project();
+        let polled = this.wait.as_mut().poll(cx);
+        if let (Poll::Pending, Count::Identified { clients, client }) = (&polled, &*this.count) {
+            match clients.admit(*client) {
+                Ok(admitted) => *this.count = Count::Admitted { _admitted: admitted },
+                Err(problem) => return Poll::Ready(Reply::from(this.wait.refuse(problem))),
+            }
+        }
+        Poll::Ready(Reply::from(ready!(polled)))
+    }
+}
+
+#[cfg(all(test, not(comet_loom)))]
+mod tests {
+    use super::*;
+
+    fn admit(clients: &Arc<Clients>, key: u32) -> Option<Admitted> {
+        clients.admit(Client([key.into(), 0])).ok()
+    }
+
+    #[test]
+    fn as_many_keys_are_stored_as_clients_wait_and_memory_returns() {
+        let clients = Arc::new(Clients::new(2, |_: &Parts| None::<u32>));
+        let mut parked: Vec<_> = (0..20_000).map(|nth| admit(&clients, nth / 2).expect("two of each")).collect();
+        assert!(admit(&clients, 7).is_none());
+        assert_eq!(clients.waits.lock().len(), 10_000);
+        parked.truncate(3);
+        assert_eq!(clients.waits.lock().len(), 2);
+        assert!(clients.waits.lock().capacity() < 200, "{}", clients.waits.lock().capacity());
+        assert!(admit(&clients, 0).is_none());
+        assert!(admit(&clients, 1).is_some());
+        drop(parked);
+        assert!(clients.waits.lock().is_empty());
+    }
+}
