@@ -191,6 +191,9 @@ impl Route {
     /// `max_wait` how long each stays. An event stream ends when hyper fails to write to the closed connection: with one of its next two
     /// comments, 15 to 30 s later.
     ///
+    /// The body of a `GET` has no meaning, but a body that nobody reads would hide the client's end in the same way. So the layer
+    /// reads it while the request waits, on HTTP/1.1: up to 64 KiB, in [`body_timeout`](Self::body_timeout); beyond 400 and 408.
+    ///
     /// The limit does not bound connections, requests that do not wait, or clients that can get many keys.
     ///
     /// # Which key

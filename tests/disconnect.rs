@@ -121,6 +121,42 @@ async fn a_request_that_is_pipelined_behind_a_wait_hides_that_the_client_is_gone
     assert_eq!(comet.channels().count(), 0);
 }
 
+/// The body of a `GET` means nothing. The layer reads it beside the wait, because hyper stops reading a connection whose body nobody
+/// reads, and would not see the client's end.
+#[tokio::test]
+async fn a_body_behind_a_wait_does_not_hide_that_the_client_is_gone() {
+    let comet = Comet::new();
+    let route = Route::new().max_wait(WAIT).body_timeout(WAIT);
+    let server = Server::start(CometLayer::new(comet.clone()).route("/events/{channel}", route).layer(Teapot)).await;
+    for (framing, later) in [
+        ("Content-Length: 5\r\n\r\n", ""),
+        ("Content-Length: 5\r\n\r\nab", ""),
+        ("Content-Length: 5\r\n\r\nabcde", ""),
+        ("Content-Length: 5\r\n\r\n", "abcde"),
+        ("Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", ""),
+        ("Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", ""),
+        ("Transfer-Encoding: chunked\r\n\r\n", "5\r\nabcde\r\n0\r\n\r\n"),
+    ] {
+        for reset in [false, true] {
+            let what = format!("{framing:?}, then {later:?}, reset: {reset}");
+            let mut stream = server.connect().await;
+            write(&mut stream, format!("GET /events/news HTTP/1.1\r\nHost: x\r\n{framing}")).await;
+            until("it is parked", || comet.waiters() == 1).await;
+            write(&mut stream, later).await;
+            // hyper has read all of it.
+            sleep(Duration::from_millis(20)).await;
+            if reset {
+                stream.set_zero_linger().unwrap();
+            }
+            let left = Instant::now();
+            drop(stream);
+            until(&what, || comet.waiters() == 0).await;
+            assert!(left.elapsed() < WAIT / 2, "{what}: it timed out");
+        }
+    }
+    assert_eq!((comet.stats().timed_out, comet.channels().count()), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_parked_future_holds_neither_the_service_nor_the_request_and_dropped_leaves_nothing() {
     let comet = Comet::new();

@@ -8,7 +8,7 @@
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target`, `hook` | what a request is addressed to, and whether it may; running the hook that decides |
 //! | `client` | how many waits each client has |
-//! | `query`, `lifetime`, `producer`, `receive` | what requests say: query, headers, body |
+//! | `query`, `lifetime`, `producer`, `receive`, `drain` | what requests say: query, headers, body |
 //! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
@@ -18,6 +18,7 @@ mod create;
 mod cursor;
 mod deadline;
 mod delete;
+mod drain;
 mod event;
 mod head;
 mod headers;
@@ -80,9 +81,14 @@ where
                 Ok(asked)
             });
             let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
-            target.permitted(&[Action::Read], parts, move |target| match asked {
-                Ok(asked) => read::reply(target, asked, seen),
-                Err(problem) => target.reply(Err(problem)),
+            let unread = (http1 && !body.is_end_stream()).then_some(body);
+            target.permitted(&[Action::Read], parts, move |target| match (asked, unread) {
+                (Ok(asked), None) => read::reply(target, asked, seen),
+                (Ok(asked), Some(body)) => {
+                    let (limit, registry) = (target.route.body_timeout, Arc::clone(&target.registry));
+                    drain::beside(read::reply(target, asked, seen), body, limit, registry)
+                }
+                (Err(problem), _) => target.reply(Err(problem)),
             })
         }
         Method::HEAD => target.permitted(&[Action::Read], parts, |target| {

@@ -55,6 +55,11 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail).refused()
     }
 
+    pub(super) fn body_of_get(most: u64) -> Self {
+        let detail = format!("the body of a GET must be complete and have at most {most} bytes");
+        Self::bad_request("body", detail)
+    }
+
     pub(super) fn body_timeout() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body did not arrive in time").refused()
     }

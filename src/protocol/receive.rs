@@ -42,7 +42,7 @@ where
         Ok(received) => return Ok(received),
         Err(refused) => refused,
     };
-    let read_on = async { refused.read_on && discard(body).await };
+    let read_on = async { refused.read_on && discard(body, DISCARD).await };
     let all_read = timeout(target.route.body_timeout, read_on).await.unwrap_or(false);
     Err(if all_read { refused.problem } else { refused.problem.closing() })
 }
@@ -186,9 +186,9 @@ impl Drop for Received<'_> {
     }
 }
 
-/// Reads the rest and stores nothing; returns whether the end was reached.
-async fn discard<B: Body>(mut body: Pin<&mut B>) -> bool {
-    let mut left = DISCARD;
+/// Reads the rest of a body, up to `most` bytes, and stores nothing. Returns whether the end was reached.
+pub(super) async fn discard<B: Body>(mut body: Pin<&mut B>, most: u64) -> bool {
+    let mut left = most;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };
         let size = frame.data_ref().map_or(0, |data| data.remaining() as u64);

@@ -1,0 +1,65 @@
+//! The body of a `GET` that waits.
+
+use http_body::Body;
+use std::{
+    error::Error as StdError,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+use super::{Reply, answer::finish, problem::Problem, receive::discard};
+use crate::registry::Registry;
+
+/// The bytes of a `GET`'s body that are read. They mean nothing (RFC 9110, section 9.3.1).
+const MOST: u64 = 64 * 1024;
+
+/// Reads the body of a `GET` on HTTP/1.1 to its end and discards it, while the request waits.
+///
+/// A body that is dropped unread makes hyper stop reading the connection. Then hyper does not see that the client closes it,
+/// and the request stays parked until it times out. Once the body has been read to its end, hyper watches the connection
+/// again. Refusing every `GET` with a body would have the same effect, but it would break clients that send one with every
+/// request. On HTTP/2 hyper always reads the connection.
+///
+/// # Cancel safety
+///
+/// Dropping the reply drops the wait and the body.
+pub(super) fn beside<B>(reply: Reply, body: B, limit: Duration, registry: Arc<Registry>) -> Reply
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    if let Reply::Now(_) = reply {
+        return reply;
+    }
+    Reply::Later(Box::pin(async move {
+        let mut waiting = Some(reply);
+        let body = pin!(body);
+        let mut reading = pin!(timeout(limit, discard(body, MOST)));
+        let refused = poll_fn(|cx| {
+            if let Some(reply) = &mut waiting {
+                if let Poll::Ready(answer) = reply.poll(cx) {
+                    waiting = Some(answer.into());
+                    return Poll::Ready(None);
+                }
+            }
+            Poll::Ready(match ready!(reading.as_mut().poll(cx)) {
+                Ok(true) => None,
+                Ok(false) => Some(Problem::body_of_get(MOST)),
+                Err(_) => Some(Problem::body_timeout()),
+            })
+        });
+        match (refused.await, waiting) {
+            (None, Some(reply)) => reply,
+            // The wait is dropped with this future.
+            (refused, _) => {
+                let problem = refused.unwrap_or_else(|| Problem::body_of_get(MOST));
+                finish(&registry, true, problem.closing().into_answer()).into()
+            }
+        }
+    }))
+}
