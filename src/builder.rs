@@ -74,7 +74,7 @@ impl CometBuilder {
     /// use tower_comet::{Comet, CometLayer, Route};
     ///
     /// let comet = Comet::builder().max_receiving(10).build();
-    /// let layer = CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().append_by_anyone());
+    /// let layer = CometLayer::new(comet.clone()).route("/rooms/{room}", Route::new().read_by_anyone().append_by_anyone());
     /// let app = Router::<()>::new().layer(layer);
     ///
     /// let post = |json| Request::post("/rooms/42").header("content-type", "application/json").body(Body::from(json));

@@ -126,7 +126,7 @@ async fn a_request_that_is_pipelined_behind_a_wait_hides_that_the_client_is_gone
 #[tokio::test]
 async fn a_body_behind_a_wait_does_not_hide_that_the_client_is_gone() {
     let comet = Comet::new();
-    let route = Route::new().max_wait(WAIT).body_timeout(WAIT);
+    let route = Route::new().read_by_anyone().max_wait(WAIT).body_timeout(WAIT);
     let server = Server::start(CometLayer::new(comet.clone()).route("/events/{channel}", route).layer(Teapot)).await;
     for (framing, later) in [
         ("Content-Length: 5\r\n\r\n", ""),

@@ -256,7 +256,7 @@ async fn memory_of_what_has_expired_comes_back_with_traffic_on_other_channels_al
     assert!(comet.stats().channels > CHANNELS - 10, "{:?}", comet.stats());
     get_other(&layer, CHANNELS / 2 + 1).await;
     assert_eq!((comet.stats().channels, comet.channels().count()), (1, 1));
-    assert!(comet.stats().history_bytes < 100, "{:?}", comet.stats());
+    assert!(comet.stats().history_bytes < 200, "{:?}", comet.stats());
 
     async fn get_other(layer: &CometLayer, times: usize) {
         for _ in 0..times {

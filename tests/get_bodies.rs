@@ -22,7 +22,8 @@ use tower_comet::{Access, Comet, CometLayer, Denied, Outcome, Route};
 const KIB: usize = 1024;
 
 fn layer(comet: &Comet) -> CometLayer {
-    CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().max_waits_per(1, |_| Some("everybody")))
+    CometLayer::new(comet.clone())
+        .route("/events/{channel}", Route::new().read_by_anyone().max_waits_per(1, |_| Some("everybody")))
 }
 
 fn get(version: Version) -> (Sender<Bytes, io::Error>, Request<Channel<Bytes, io::Error>>) {

@@ -216,7 +216,7 @@ async fn in_process_and_over_http_a_producer_is_the_same() {
 
 #[tokio::test]
 async fn a_number_is_used_up_by_what_was_appended_and_by_nothing_else() {
-    let comet = Comet::builder().max_append(100).max_history(500).retention(Retention::unbounded()).build();
+    let comet = Comet::builder().max_append(100).max_history(800).retention(Retention::unbounded()).build();
     let channel = comet.channel("/s/a");
     let mut producer = channel.producer("p", 0);
     drop(producer.publish("never polled"));

@@ -46,10 +46,10 @@ fn with_paused_clock(test: impl Future<Output = ()>) {
 }
 
 fn layer(comet: &Comet) -> CometLayer {
-    let route = Route::strict().append_by_anyone().create_by_anyone();
+    let route = Route::strict().read_by_anyone().append_by_anyone().create_by_anyone();
     CometLayer::new(comet.clone())
         .route("/bytes/{channel}", route)
-        .route("/json/{channel}", Route::new().append_by_anyone())
+        .route("/json/{channel}", Route::new().read_by_anyone().append_by_anyone())
 }
 
 fn limited(bytes: usize) -> (Comet, CometLayer) {

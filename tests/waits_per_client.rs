@@ -29,7 +29,7 @@ fn user(request: &Parts) -> Option<String> {
 }
 
 fn route(waits: usize) -> Route {
-    Route::new().append_by_anyone().max_waits_per(waits, user)
+    Route::new().read_by_anyone().append_by_anyone().max_waits_per(waits, user)
 }
 
 fn of(user: &str, uri: &str) -> Request<Full<Bytes>> {
@@ -152,7 +152,7 @@ async fn an_event_stream_counts_to_its_end_also_while_it_sends() {
 async fn clones_of_a_route_and_of_a_layer_share_the_count() {
     let shared = route(1);
     let layer = CometLayer::new(Comet::new()).route("/a/{channel}", shared.clone()).route("/b/{channel}", shared);
-    let clone = layer.clone().route("/c/{channel}", Route::new());
+    let clone = layer.clone().route("/c/{channel}", Route::new().read_by_anyone());
     let _parked = Begun::new(&layer, of("a", "/a/1"));
     Begun::new(&layer, of("a", "/b/1")).refused().await;
     Begun::new(&clone, of("a", "/a/1")).refused().await;
@@ -234,7 +234,8 @@ async fn a_key_that_panics_fails_its_own_request_and_no_other() {
             assert!(!panics.in_call, "a secret");
             Some(Key(panics))
         };
-        let layer = CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().max_waits_per(2, key));
+        let layer = CometLayer::new(comet.clone())
+            .route("/events/{channel}", Route::new().read_by_anyone().max_waits_per(2, key));
         let bystander = Begun::new(&layer, get("/events/1"));
         for (nth, uri) in ["/events/1", "/events/1?offset=now&live=sse"].into_iter().enumerate() {
             let seen = send(&layer, support::with("panics", "1", get(uri))).await;
@@ -263,7 +264,7 @@ async fn the_key_is_asked_once_for_each_request_that_may_wait_and_for_no_other()
         None::<u8>
     };
     let layer = CometLayer::new(comet.clone())
-        .route("/events/{channel}", Route::new().append_by_anyone().max_waits_per(2, key));
+        .route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone().max_waits_per(2, key));
     for (request, expected) in [
         (get("/events/2"), 1),
         (get("/events/2?offset=now&live=sse"), 2),

@@ -182,7 +182,8 @@ impl Page {
             debug_assert!(false, "a log has its own floor: {gone}");
             Reading::unknown(gone.earliest())
         });
-        reading.up_to_date = up_to_date;
+        // Not if the answer is cut before the page ends.
+        reading.up_to_date &= up_to_date;
         reading
     }
 }

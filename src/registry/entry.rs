@@ -126,10 +126,14 @@ impl Entry {
 }
 
 impl State {
+    /// Whether a request waits on it, or is an event stream that is about to.
+    pub(super) fn is_waited_on(&self) -> bool {
+        self.waiters.len() > 0 || self.waiters.admitted() > 0
+    }
+
     /// Whether the entry can leave the map. An admitted wait keeps it there, so that its limit counts all waits of a name.
     pub(super) fn is_vacant(&self) -> bool {
-        let waited_on = self.waiters.len() > 0 || self.waiters.admitted() > 0;
-        self.log.is_none() && self.follow.is_none() && !waited_on
+        self.log.is_none() && self.follow.is_none() && !self.is_waited_on()
     }
 }
 

@@ -128,7 +128,7 @@ impl Registry {
     ) -> Result<&'a mut Kept, Error> {
         if self.living(entry, state, now).is_none() {
             let content_type = append.create.ok_or(Error::Unknown)?;
-            if append.broadcast.is_some() && state.waiters.len() == 0 {
+            if append.broadcast.is_some() && !state.is_waited_on() {
                 // The waiters that it was for have left.
                 return Err(Error::Unknown);
             }
