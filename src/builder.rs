@@ -89,9 +89,12 @@ impl CometBuilder {
         self
     }
 
-    /// The number of channels that hold a log. Default 100,000. Beyond: 503,
-    /// [`Limit::Channels`](crate::Limit::Channels). Channels that are only waited on do not count; they are gone with their
-    /// last waiter.
+    /// The number of channels that hold a log. Default 100,000. Beyond: 503, [`Limit::Channels`](crate::Limit::Channels).
+    ///
+    /// Two kinds of channels do not count. Names that only have waiters hold no log, and leave the map with the last of them.
+    /// Channels that a [broadcast](Comet::broadcast) created for such waiters never keep another channel from being created: they are
+    /// evicted when there are more than this many channels together, and their number is bounded by
+    /// [`max_waits`](Self::max_waits) or this limit, whichever is larger.
     pub fn max_channels(mut self, channels: usize) -> Self {
         self.limits.channels = channels;
         self

@@ -14,6 +14,7 @@ use super::{
     entry::{Entry, Kept, State},
     millis,
     slice::Slice,
+    waiters::Woken,
 };
 use crate::{
     Error,
@@ -162,8 +163,12 @@ impl Registry {
     }
 
     /// Wakes the waiters of a channel that was evicted, and takes it out of the map.
+    ///
+    /// An operation on any channel may do this beside its own work, so it wakes a few at most: a channel that expires while it has
+    /// waiters does so at a fixed time, for which each of them has set its timer.
     fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, State>) {
-        let woken = state.waiters.take();
+        const FEW: usize = 64;
+        let woken = if state.waiters.len() <= FEW { state.waiters.take() } else { Woken::nobody() };
         let vacant = state.is_vacant();
         drop(state);
         woken.wake();
