@@ -1,8 +1,6 @@
-//! What is to be done to a channel, as a future.
+//! The future of a change to one channel.
 
 use bytes::Bytes;
-use matchit::Router;
-use serde::Serialize;
 use std::{
     fmt,
     future::Future,
@@ -14,13 +12,11 @@ use std::{
 };
 
 use crate::{
-    Error, Limit, Offset,
+    Error, Offset,
     engine::{Batch, Stamp, is_json},
-    registry::{Append, Appended, Creation, Registry, Walk, Woken, poll_sliced, sliced},
+    registry::{Append, Appended, Creation, Registry, Woken, poll_sliced},
     sync::assert_unlocked,
 };
-#[cfg(feature = "redis")]
-use crate::{engine::Announcement, registry};
 
 /// A change to a channel: [`publish`](crate::Channel::publish), [`append`](crate::Channel::append),
 /// [`create`](crate::Channel::create), [`close`](crate::Channel::close) or [`delete`](crate::Channel::delete).
@@ -262,154 +258,8 @@ impl fmt::Debug for Change {
     }
 }
 
-/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of the number of channels that
-/// have it.
-///
-/// With the logs in memory, it appends to a few hundred channels in each poll, and lets other tasks run in between. On Redis,
-/// it appends to up to 64 channels at a time.
-///
-/// # Cancel safety
-///
-/// Until it is polled nothing has happened. Dropped before it is ready, it has been published to some channels and not to
-/// others; all waiters of those that have it are woken. On Redis, the other nodes complete their part.
-#[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
-pub struct Broadcast {
-    registry: Arc<Registry>,
-    ready: Option<Result<Ready, Error>>,
-    running: Option<Pin<Box<dyn Future<Output = Result<usize, Error>> + Send>>>,
-}
-
-/// What is to be broadcast.
-struct Ready {
-    /// Knows the names that match the pattern.
-    names: Router<()>,
-    pattern: String,
-    batch: Batch,
-}
-
-impl Broadcast {
-    pub(crate) fn new<T: Serialize + ?Sized>(registry: Arc<Registry>, pattern: &str, value: &T) -> Self {
-        let mut names = Router::new();
-        let inserted = names.insert(pattern, ()).map_err(|error| Error::Pattern(error.into()));
-        let ready =
-            inserted.and_then(|()| Ok(Ready { names, pattern: pattern.to_owned(), batch: Batch::value(value)? }));
-        Self { registry, ready: Some(ready), running: None }
-    }
-
-    /// Blocks the thread until it is done, as [`Change::wait`] does: for as long as it takes to append to all channels.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Comet::broadcast`](crate::Comet::broadcast).
-    pub fn wait(self) -> Result<usize, Error> {
-        block_on(self)
-    }
-}
-
-impl Future for Broadcast {
-    type Output = Result<usize, Error>;
-
-    /// # Panics
-    ///
-    /// If polled again after it was ready.
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if let Some(running) = &mut this.running {
-            return running.as_mut().poll(cx);
-        }
-        let ready = this.ready.take().expect("`Broadcast` polled after it was ready");
-        let broadcast = broadcast(this.registry.clone(), ready);
-        this.running.insert(Box::pin(broadcast)).as_mut().poll(cx)
-    }
-}
-
-/// One broadcast with the logs in memory, as far as it has come.
-struct Publishing {
-    registry: Arc<Registry>,
-    names: Router<()>,
-    batch: Batch,
-    reached: usize,
-    full: Option<Limit>,
-    /// What no channel can take.
-    failed: Option<Error>,
-}
-
-async fn broadcast(registry: Arc<Registry>, ready: Result<Ready, Error>) -> Result<usize, Error> {
-    let Ready { names, pattern, batch } = ready?;
-    #[cfg(feature = "redis")]
-    if let Some(remote) = registry.remote() {
-        let announcement = Announcement { id: fastrand::u64(..), pattern, batch };
-        return registry::broadcast(&registry, remote, &names, announcement).await;
-    }
-    #[cfg(not(feature = "redis"))]
-    drop(pattern);
-    let mut publishing = Publishing { registry, names, batch, reached: 0, full: None, failed: None };
-    publishing.publish().await;
-    if let Some(error) = publishing.failed {
-        return Err(error);
-    }
-    publishing.full.map_or(Ok(publishing.reached), |limit| Err(Error::Full(limit)))
-}
-
-impl Publishing {
-    /// Appends to what the map holds, a slice in each poll.
-    async fn publish(&mut self) {
-        let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), Woken::nobody());
-        sliced(|slice| {
-            loop {
-                if !registry.finish(&mut woken, slice) {
-                    return false;
-                }
-                let Some(name) = registry.next_name(&mut walk) else { return true };
-                if self.names.at(&name).is_ok() {
-                    let appended = registry.append(&name, &mut self.append(&registry)).map(|(_, appended)| appended);
-                    let full = matches!(appended, Err(Error::Full(_)));
-                    woken = self.note(appended);
-                    if self.failed.is_some() {
-                        return true;
-                    }
-                    if full {
-                        // It has used up a slice on looking for room.
-                        return false;
-                    }
-                }
-                if slice.step() {
-                    return false;
-                }
-            }
-        })
-        .await;
-    }
-
-    fn append<'a>(&self, registry: &'a Registry) -> Append<'a> {
-        let create = Some(registry.json());
-        // Each channel is appended to once in memory: no id is compared.
-        Append { batch: Some(self.batch.clone()), create, broadcast: Some(0), ..Append::default() }
-    }
-
-    fn note(&mut self, appended: Result<Woken, Error>) -> Woken {
-        match appended {
-            Ok(woken) => {
-                self.reached += 1;
-                return woken;
-            }
-            Err(Error::Full(limit)) => self.full = Some(limit),
-            // Not meant, deleted, or without the waiters that it was for.
-            Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown) => {}
-            Err(error) => self.failed = Some(error),
-        }
-        Woken::nobody()
-    }
-}
-
-impl fmt::Debug for Broadcast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Broadcast").finish_non_exhaustive()
-    }
-}
-
-/// Runs a future on this thread, which sleeps between two polls. In memory there is but one.
-fn block_on<F: Future>(future: F) -> F::Output {
+/// Runs a future on this thread, which sleeps between two polls.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 
     impl Wake for Unpark {

@@ -115,6 +115,7 @@
 
 mod access;
 mod body;
+mod broadcast;
 mod builder;
 mod change;
 mod channel;
@@ -141,8 +142,9 @@ mod sync;
 
 pub use access::{Access, Action, Authorize, Denied, Grant};
 pub use body::{NoBody, ResponseBody};
+pub use broadcast::Broadcast;
 pub use builder::CometBuilder;
-pub use change::{Broadcast, Change};
+pub use change::Change;
 pub use channel::Channel;
 pub use comet::{Comet, Stats};
 pub use create::Create;

@@ -81,8 +81,8 @@ impl Registry {
         .await;
     }
 
-    /// Ends up to `most` waits, going on where the walk has come to, and round once at most. Other tasks run in between.
-    /// Returns how many it has ended.
+    /// Ends up to `most` waits and returns their number. It continues the walk, goes round once at most, and lets other tasks run
+    /// in between.
     pub(crate) async fn release(&self, walk: &mut Walk, most: usize) -> usize {
         let (mut left, mut ends, mut woken) = (most, 0, Woken::nobody());
         sliced(|slice| {

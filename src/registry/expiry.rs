@@ -179,7 +179,7 @@ impl Registry {
 
     /// Evicts the transient channel that expires first, of those that no request holds.
     pub(super) fn evict_transient(&self, now: u64) -> bool {
-        /// Those that are held have waiters who were woken a moment ago.
+        /// Requests hold the channels whose waiters were woken and have not read yet.
         const TRIES: usize = 8;
         for _ in 0..TRIES {
             let Some((ticket, entry)) = self.transients.pop_due(u64::MAX) else { return false };
@@ -366,7 +366,7 @@ mod tests {
             broadcast(&registry, name).unwrap();
         }
         assert_eq!(registry.usage().channels(), 2);
-        // One is held by a wait that is to read it; the other makes room.
+        // A wait that has not read yet holds one of them; the other one is evicted.
         assert!(registry.evict_surplus(&mut Slice::new()));
         assert_eq!(registry.names().collect::<Vec<_>>(), ["/x"]);
         assert!(!registry.evict_transient(registry.now()));

@@ -113,7 +113,7 @@ impl Asked {
         Self { queue: Mutex::new(AskedQueue::default()) }
     }
 
-    /// Everything that was asked for. The waker in it is not dropped under the lock.
+    /// Takes the queue, and with it the waker, which must not be dropped under the lock.
     pub(super) fn take(&self) -> AskedQueue {
         std::mem::take(&mut *self.queue.lock())
     }
