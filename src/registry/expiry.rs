@@ -355,6 +355,25 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_append_leaves_a_transient_channel_transient() {
+        let registry = registry();
+        let entry = registry.enter("/x");
+        let _key = entry.lock().waiters.park(Waker::noop().clone());
+        broadcast(&registry, "/x").unwrap();
+        let is_transient = || entry.lock().log.as_ref().is_some_and(|kept| kept.transient);
+        let text = "text/plain".parse().unwrap();
+        let append = |content_type| {
+            let batch = Some(crate::engine::Batch::value("y").unwrap());
+            let mut append = Append { batch, content_type, create: Some(registry.json()), ..Append::default() };
+            registry.append("/x", &mut append).map(|(_, woken)| woken.wake())
+        };
+        assert!(matches!(append(Some(&text)), Err(Error::ContentType { .. })));
+        assert!(is_transient());
+        append(None).unwrap();
+        assert!(!is_transient());
+    }
+
+    #[test]
     fn a_transient_channel_is_evicted_when_no_request_holds_it_and_not_before() {
         let registry = Registry::new(Limits { channels: 1, ..Limits::default() }, Retention::unbounded());
         assert!(matches!(broadcast(&registry, "/x"), Err(Error::Unknown)), "there is no waiter");

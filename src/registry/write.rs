@@ -23,7 +23,7 @@ impl Registry {
         }
         self.change(name, |entry, state, now| {
             let kept = self.log(entry, state, append, now)?;
-            let appended = self.append_to(kept, append, now)?;
+            let appended = self.append_to(entry, kept, append, now)?;
             kept.touched = now;
             if appended.duplicate {
                 return Ok((appended, Woken::nobody()));
@@ -35,7 +35,13 @@ impl Registry {
 
     /// In the order of the protocol: closed, type, producer, sequence (Durable Streams, section 5.2). What is
     /// refused changes nothing, and leaves the batch to be tried again.
-    fn append_to(&self, kept: &mut Kept, append: &mut Append<'_>, now: u64) -> Result<Appended, Error> {
+    fn append_to(
+        &self,
+        entry: &Arc<Entry>,
+        kept: &mut Kept,
+        append: &mut Append<'_>,
+        now: u64,
+    ) -> Result<Appended, Error> {
         if kept.log.is_closed() {
             return repeated(&kept.log, append);
         }
@@ -53,6 +59,9 @@ impl Registry {
         }
         if let (Some(seq), Some(writers)) = (append.seq, kept.log.writers()) {
             writers.check_seq(seq)?;
+        }
+        if append.broadcast.is_none() {
+            self.keep_transient(kept, entry, now)?;
         }
         self.add(kept, &mut append.batch, now)?;
         if let Some(seq) = append.seq {
@@ -137,9 +146,6 @@ impl Registry {
         let kept = state.log.as_mut().expect("created above if there was none");
         if kept.is_buried() {
             return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
-        }
-        if append.broadcast.is_none() {
-            self.keep_transient(kept, entry, now)?;
         }
         Ok(kept)
     }

@@ -4,7 +4,7 @@ use ::loom::thread;
 use std::{sync::Arc, task::Poll};
 
 use super::{ASLEEP, Append, Batch, Ended, NAME, Registry, outcomes, registry, waiting};
-use crate::registry::{Slice, Woken};
+use crate::registry::{Woken, slice::Slice};
 
 /// Appends, and wakes as many as one slice allows, which is one here.
 fn publish_one_slice(registry: &Registry) -> Woken {
