@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use std::{fmt, future::poll_fn, pin::pin, sync::Arc};
+use std::{fmt, future::poll_fn, pin::Pin, sync::Arc};
 
 use crate::{
     Error, Gone, Offset,
     engine::{Reading, Reason, Start},
-    registry::{Begun, Ended, NEVER, Registry},
+    registry::{Begun, Ended, NEVER, Registry, Wait},
 };
 
 /// Reads a channel in process: the same log and the same wake-ups as over HTTP.
@@ -104,15 +104,16 @@ impl Subscription {
             Begun::Read(reading) => return Ok(Some(reading)),
             Begun::Wait(wait) => wait,
         };
-        // If this is dropped and asked for again, it goes on from here.
         self.place = Start::After(wait.after());
         if self.registry.is_closing() {
             return Err(Error::ShutDown);
         }
         wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
-        let mut wait = pin!(wait);
-        match poll_fn(|cx| wait.as_mut().poll(cx, NEVER, ONE)).await {
+        let mut parked = Parked { wait: Box::pin(wait), place: &mut self.place };
+        let ended = poll_fn(|cx| parked.wait.as_mut().poll(cx, NEVER, ONE)).await;
+        drop(parked);
+        match ended {
             Ended::Read(reading) => Ok(Some(reading)),
             Ended::Gone(gone) => Err(Error::Gone(gone)),
             Ended::Deleted => {
@@ -147,6 +148,18 @@ impl Subscription {
 pub struct Message {
     data: Bytes,
     offset: Offset,
+}
+
+/// A wait of `recv`. If that is dropped and called again, it goes on from where this was.
+struct Parked<'a> {
+    wait: Pin<Box<Wait>>,
+    place: &'a mut Start,
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        *self.place = Start::After(self.wait.resume_at());
+    }
 }
 
 /// One append, of which a message is taken at a time: there may be half a million of them in a megabyte.

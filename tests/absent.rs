@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 use support::{Seen, get, send, sent, settle, with};
 use tokio::time::{advance, timeout};
-use tower_comet::{Comet, CometLayer, Error, Outcome, Reason, Route};
+use tower_comet::{Comet, CometLayer, Create, Error, Outcome, Reason, Route};
 
 /// More channels than the names that are remembered.
 const MANY: usize = 70_000;
@@ -93,8 +93,11 @@ async fn an_event_source_that_reconnects_is_not_refused_because_others_ended() {
     let comet = Comet::new();
     let layer = layer(&comet);
     let stream = sent(&layer, get("/events/orders?live=sse&offset=now")).await;
-    end_others(&comet, 1_000).await;
-    advance(Duration::from_secs(61)).await;
+    end_others(&comet, MANY).await;
+    for _ in 0..5 {
+        advance(Duration::from_secs(15)).await;
+        settle().await;
+    }
     let first = stream.await.unwrap();
     let id = first.text().lines().filter_map(|line| line.strip_prefix("id:")).next_back().unwrap().to_owned();
     end_others(&comet, 1_000).await;
@@ -123,4 +126,34 @@ async fn it_is_refused_if_a_channel_of_that_name_has_ended_since() {
     orders.publish("next").await.unwrap();
     let received = timeout(Duration::from_secs(1), reader.recv()).await.unwrap();
     assert_eq!(received.unwrap().unwrap().json::<String>().unwrap(), "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_whose_wait_was_dropped_goes_on_with_a_tail_that_is_good() {
+    let comet = Comet::new();
+    let orders = comet.channel("/events/orders");
+    let mut reader = orders.subscribe();
+    for _ in 0..2 {
+        tokio::select! {
+            // It parks first.
+            biased;
+            received = reader.recv() => panic!("{received:?}"),
+            () = end_others(&comet, MANY) => {}
+        }
+    }
+    orders.publish("next").await.unwrap();
+    assert_eq!(reader.recv().await.unwrap().unwrap().json::<String>().unwrap(), "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_refused_ends_nothing() {
+    let comet = Comet::builder().max_history(1_000).build();
+    let layer = layer(&comet);
+    comet.channel("/events/source").publish("x").await.unwrap();
+    let wait = sent(&layer, get("/events/orders")).await;
+    let content = format!("[\"{}\"]", "y".repeat(900));
+    let fork = Create::fork_of(&comet.channel("/events/source")).content(content);
+    assert!(matches!(comet.channel("/events/orders").create(fork).await, Err(Error::Full(_))));
+    comet.channel("/events/orders").publish("THE MESSAGE").await.unwrap();
+    assert_eq!(wait.await.unwrap().text(), r#"["THE MESSAGE"]"#);
 }

@@ -256,3 +256,28 @@ fn a_line_of_deleted_forks_is_settled_over_many_polls() {
     assert!(polls > 3 && most < MANY / 2, "{polls} polls, of which one took {most}");
     assert_eq!(comet.stats().channels, 0);
 }
+
+#[test]
+fn a_waker_that_panics_keeps_neither_other_channels_from_closing_nor_a_wait_from_being_counted_out() {
+    let comet = Comet::new();
+    let (counts, panics) = (Arc::<Counts>::default(), Waker::from(Arc::new(Panics)));
+    let mut parked = Vec::new();
+    for n in 0..100 {
+        let channel = comet.channel(format!("/rooms/{n}"));
+        parked.push(park(&channel, &panics));
+        parked.push(park(&channel, &Waker::from(counts.clone())));
+    }
+    assert!(catch_unwind(AssertUnwindSafe(|| comet.close())).is_err());
+    assert_eq!(counts.0.load(Relaxed), 100);
+    drop(parked);
+
+    // Few stay of many, and those are woken by the wait that leaves.
+    let comet = Comet::new();
+    let news = comet.channel("/news");
+    let mut parked: Vec<_> =
+        (0..2_000).map(|nth| park(&news, if nth < 10 { &panics } else { Waker::noop() })).collect();
+    parked.truncate(10);
+    assert_eq!(comet.waiters(), 10);
+    parked.clear();
+    assert_eq!((comet.waiters(), news.waiters()), (0, 0));
+}

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Outcome, Route,
-    engine::{MediaType, Reading, is_json, is_text},
+    engine::{MediaType, Offset, Reading, is_json, is_text},
     registry::{Ended, Wait},
 };
 
@@ -50,7 +50,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         base64,
         cursor: asked.cursor,
         event: None,
-        told: false,
+        told: None,
         finished: false,
         beat: target.registry.now() + BEAT,
         end: deadline(&target.registry, LIFE),
@@ -81,8 +81,8 @@ pin_project! {
         cursor: Option<NonZeroU32>,
         // What is being written.
         event: Option<Event>,
-        // The client knows where the tail is.
-        told: bool,
+        // The tail that the client was sent last.
+        told: Option<Offset>,
         finished: bool,
         // When the silence has lasted too long.
         beat: u64,
@@ -113,6 +113,7 @@ impl EventStream {
         }
         let polled =
             this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
+        let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
             Poll::Ready(Ended::Read(reading))
@@ -125,13 +126,14 @@ impl EventStream {
                 this.wait.as_mut().go_on(&reading);
                 // Who is behind all the time would never see a quiet moment to end in.
                 *this.finished = reading.closed || over;
-                *this.told = reading.up_to_date;
+                *this.told = reading.up_to_date.then_some(reading.next);
                 Event::of(reading, *this.cursor, *this.base64)
             }
-            // Even if it is over at once: who asked for "now" comes back to there, and misses nothing.
-            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if !*this.told => {
+            // Even if it is over at once: a client that requested "now" resumes from there, and misses nothing. And again with a
+            // beat and at the end, if the channel does not exist and its absent tail has moved on.
+            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if moved => {
                 *this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
-                *this.told = true;
+                *this.told = Some(this.wait.after());
                 let cursor = Some(cursor::next(*this.cursor));
                 Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
             }

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -11,9 +12,9 @@ use super::{
     Registry,
     map::Walk,
     slice::sliced,
-    waiters::{Key, Waiters, Woken},
+    waiters::{Key, Waiters, Woken, discard},
 };
-use crate::sync::{AtomicU8, Mutex, assert_unlocked};
+use crate::sync::{AtomicU8, Mutex};
 
 const OPEN: u8 = 0;
 /// Nothing begins to wait; who waits already stays.
@@ -56,9 +57,16 @@ impl Registry {
     /// after, and sees the phase.
     pub(crate) fn close(&self) {
         self.closing.phase.store(CLOSED, Ordering::Release);
+        let mut panic = None;
         for entry in self.map.entries() {
             let woken = entry.lock().waiters.take();
-            woken.wake();
+            // A waker that panics does not keep the waiters of other channels from being woken.
+            if let Err(first) = catch_unwind(AssertUnwindSafe(|| woken.wake())) {
+                panic.get_or_insert(first);
+            }
+        }
+        if let Some(panic) = panic {
+            resume_unwind(panic);
         }
     }
 
@@ -72,7 +80,7 @@ impl Registry {
                     return false;
                 }
                 let Some(entry) = self.map.next(&mut walk) else { return true };
-                woken = entry.lock().waiters.take();
+                woken = entry.lock().waiters.take().contain();
                 if slice.step() {
                     return false;
                 }
@@ -95,7 +103,7 @@ impl Registry {
                 }
                 match self.map.next(walk) {
                     Some(entry) => {
-                        woken = entry.lock().waiters.release(left);
+                        woken = entry.lock().waiters.release(left).contain();
                         left -= woken.len();
                     }
                     None if ends == 1 => return true,
@@ -131,9 +139,7 @@ impl Drained {
     }
 
     fn leave(&mut self) {
-        let waker = self.key.take().and_then(|key| self.registry.closing.watchers.lock().remove(key));
-        assert_unlocked();
-        drop(waker);
+        discard(self.key.take().and_then(|key| self.registry.closing.watchers.lock().remove(key)));
     }
 }
 

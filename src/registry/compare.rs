@@ -30,7 +30,7 @@ impl Registry {
         let seen = seen.into_iter().chain(repeat(Seen::Other));
         for ((entry, held), seen) in entries.iter().zip(&held).zip(seen) {
             let Some((live, woken)) = self.confirm_one(entry, held, seen) else { continue };
-            woken.spread().await;
+            woken.contain().spread().await;
             if !live {
                 to_read.push(entry.clone());
             }

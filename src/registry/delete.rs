@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::{
     Registry,
-    entry::{Entry, Parent, State},
+    entry::{Entry, Kept, Parent, State},
     expiry::STEP,
     slice::Slice,
     waiters::Woken,
@@ -46,18 +46,24 @@ impl Registry {
 
     /// Takes a log out of its channel, and returns whether there was one.
     pub(super) fn forget(&self, entry: &Entry, state: &mut State) -> bool {
-        let Some(mut kept) = state.log.take() else { return false };
-        self.unqueue(&mut kept);
-        self.usage.leave_history(kept.log.cost());
-        self.usage.leave_channel(kept.transient);
+        let Some(kept) = self.take_out(state) else { return false };
         if self.remote.is_none() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
             // A client that has been away since before all that must be told.
             state.since = self.endings.note(self.map.hash(entry.name()));
         }
+        true
+    }
+
+    /// Takes a log out of its channel, as if it had never been there.
+    pub(super) fn take_out(&self, state: &mut State) -> Option<Kept> {
+        let mut kept = state.log.take()?;
+        self.unqueue(&mut kept);
+        self.usage.leave_history(kept.log.cost());
+        self.usage.leave_channel(kept.transient);
         if let Some(origin) = &kept.special().origin {
             self.orphans.push(origin.parent.clone());
         }
-        true
+        Some(kept)
     }
 
     /// Counts forks that have ended at the channels that they were forked from. The last fork of a deleted channel ends that

@@ -17,7 +17,7 @@ use super::{
     waiters::Woken,
 };
 use crate::{
-    Error,
+    Error, Limit,
     sync::{Mutex, MutexGuard},
 };
 
@@ -112,11 +112,11 @@ impl Registry {
         }
     }
 
-    /// Evicts channels that have expired, and then transient ones, until one was or the slice is over: before something is
-    /// refused for lack of room. Returns whether to try again.
+    /// Evicts channels that have expired until one was or the slice is over, before something is refused for lack of room; and for
+    /// the bytes of history, transient channels after them. Returns whether to try again.
     ///
     /// It ends: what stays in the queue is due later than `now`.
-    pub(super) fn make_room(&self, now: u64, slice: &mut Slice) -> bool {
+    pub(super) fn make_room(&self, lacking: Limit, now: u64, slice: &mut Slice) -> bool {
         while let Some((ticket, entry)) = self.expiries.pop_due(now) {
             let evicted = self.look_after(&entry, ticket, now);
             if slice.step() {
@@ -126,7 +126,8 @@ impl Registry {
                 return true;
             }
         }
-        self.settle(slice) && self.evict_transient(now)
+        // The limit on channels does not count transient ones.
+        self.settle(slice) && lacking == Limit::History && !slice.step() && self.evict_transient(now)
     }
 
     /// Whether [`make_room`](Self::make_room) has not come to its end, for this time.
@@ -259,6 +260,14 @@ impl Registry {
         Ok(())
     }
 
+    /// Makes a channel transient again, if what it was kept for was refused.
+    pub(super) fn unkeep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
+        self.usage.exchange_for_transient();
+        self.unqueue(kept);
+        kept.transient = true;
+        self.queue(kept, entry, now);
+    }
+
     /// When there will be something to evict or drop: what the log holds now is too old; a log that was not created explicitly has
     /// expired; its lifetime is over.
     fn due(&self, kept: &Kept) -> Option<u64> {
@@ -334,7 +343,7 @@ mod tests {
                     while began.elapsed() < Duration::from_millis(2) {}
                     let now = registry.now();
                     // As many as there are, however often they come again.
-                    while registry.make_room(now, &mut Slice::new()) {}
+                    while registry.make_room(Limit::History, now, &mut Slice::new()) {}
                     assert!(!registry.may_have_room(now));
                     registry.step(now);
                     assert_eq!(registry.usage().channels(), 1, "it has a waiter");

@@ -126,14 +126,14 @@ impl Registry {
             match read {
                 Ok(found) if !strange => {
                     let (done, woken) = self.put(entry, found);
-                    woken.spread().await;
+                    woken.contain().spread().await;
                     if done {
                         return;
                     }
                 }
                 _ => {
                     let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-                    return joining.unwrap_or_else(Woken::nobody).spread().await;
+                    return joining.unwrap_or_else(Woken::nobody).contain().spread().await;
                 }
             }
         }

@@ -148,6 +148,12 @@ impl Usage {
         self.transients.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
     }
 
+    /// Counts a channel as transient again.
+    pub(super) fn exchange_for_transient(&self) {
+        self.transients.fetch_add(1, Relaxed);
+        self.leave_channel(false);
+    }
+
     /// Counts a channel whose log is kept elsewhere.
     pub(super) fn count_channel(&self) {
         self.channels.fetch_add(1, Relaxed);

@@ -202,6 +202,7 @@ impl Tending {
                     }
                 }
                 Event::Idle(idle) => {
+                    let idle = registry.still_idle(idle);
                     drop(registry);
                     for names in idle.chunks(BATCH) {
                         if !matches!(timeout(PATIENCE, self.feed.unsubscribe(names)).await, Ok(Ok(()))) {
@@ -237,6 +238,11 @@ impl Tending {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let mut slice = Slice::new();
+        let woken = self.woken.wake_some(&mut slice);
+        if !woken {
+            cx.waker().wake_by_ref();
+        }
         if self.remote.poll_lost(cx).is_ready() {
             return Poll::Ready(Event::End(End::Lost("the connection was lost")));
         }
@@ -244,10 +250,10 @@ impl Tending {
             return Poll::Ready(Event::Tick);
         }
         let Some(registry) = self.registry.upgrade() else { return Poll::Ready(Event::End(End::Gone)) };
-        if registry.poll_asked(cx).is_ready() {
+        // Subscribing takes a round trip, for which the waiters of the last notice do not wait.
+        if woken && registry.poll_asked(cx).is_ready() {
             return Poll::Ready(Event::Asked);
         }
-        let mut slice = Slice::new();
         self.poll_work(&registry, &mut slice, cx);
         if let Some(mut round) = self.round.take() {
             if registry.tend_to(&mut round, &mut self.backlog, &mut slice) {
@@ -269,7 +275,7 @@ impl Tending {
                     // Polled again at once, to begin with it.
                     cx.waker().wake_by_ref();
                 }
-                Some((name, notice)) => self.woken = registry.hear(&name, notice),
+                Some((name, notice)) => self.woken = registry.hear(&name, notice).contain(),
                 None => return Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
             }
         }
@@ -351,7 +357,7 @@ impl Registry {
         if follow.wanted + linger <= now && follow.stage != Stage::Reading {
             let joining = self.unfollow(entry, &mut state);
             drop(state);
-            joining.wake();
+            joining.contain().wake();
             round.idle.push(entry.name().to_owned());
             return self.map.vacate(entry);
         }
@@ -387,13 +393,20 @@ impl Registry {
                     return false;
                 }
                 let Some(entry) = self.map.next(&mut walk) else { return true };
-                joining = entry.lock().follow.as_mut().map_or_else(Woken::nobody, |follow| follow.lose());
+                joining = entry.lock().follow.as_mut().map_or_else(Woken::nobody, |follow| follow.lose()).contain();
                 if slice.step() {
                     return false;
                 }
             }
         })
         .await;
+    }
+
+    /// The names that are still not followed: a request may have waited on one since the round stopped following it, and
+    /// another subscription must not be cancelled.
+    pub(super) fn still_idle(&self, mut names: Vec<String>) -> Vec<String> {
+        names.retain(|name| self.map.find(name).is_none_or(|entry| entry.lock().follow.is_none()));
+        names
     }
 
     /// Takes what is held of a channel for all there is.

@@ -14,7 +14,7 @@ use super::{
     entry::{Entry, State},
     follow::Stage,
     timer::{NEVER, Timer},
-    waiters::{Key, Standing, Woken},
+    waiters::{Key, Standing, Woken, discard},
 };
 use crate::{
     Error, Limit,
@@ -136,6 +136,22 @@ impl Wait {
     /// Where it goes on from. While the channel does not exist, a poll moves it to the current absent tail.
     pub(crate) fn after(&self) -> Offset {
         self.waiter.after
+    }
+
+    /// Where it goes on from, for a wait that is given up: while it is parked on a channel that does not exist, nothing has been
+    /// missed, and the current absent tail is good for longer than the one that it parked with.
+    pub(crate) fn resume_at(&self) -> Offset {
+        let Waiter { registry, entry, after, .. } = &self.waiter;
+        let state = entry.lock();
+        let parked = self.waiter.key().is_some_and(|key| state.waiters.standing(key) == Standing::Parked);
+        let absent = after.position() == 0 && state.log.is_none() && self.waiter.question.is_none();
+        match (&registry.remote, parked && absent) {
+            (None, true) => registry.endings.tail(registry.map.hash(entry.name())),
+            (Some(_), true) if state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live) => {
+                state.remote_absent_tail()
+            }
+            _ => *after,
+        }
     }
 
     /// Counts this wait against the limits for as long as it lives, also between its answers: for an event stream, which can
@@ -361,9 +377,9 @@ impl Waiter {
         // Not while waits are ended a few at a time: who is woken then is ended too.
         let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
         drop(state);
-        assert_unlocked();
-        drop(waker);
-        woken.wake();
+        // This runs in a drop, which must get as far as to count the wait out.
+        discard(waker);
+        woken.contain().wake();
         if vacant {
             self.registry.map.vacate(&self.entry);
         }

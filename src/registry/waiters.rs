@@ -245,8 +245,10 @@ impl Crowd {
 #[must_use = "dropping it wakes the waiters, which must not happen under a lock"]
 pub(crate) struct Woken {
     slots: vec::IntoIter<Slot>,
-    /// The first panic of a waker, which goes on when all have been woken.
+    /// The first panic of a waker, which is resumed when all have been woken.
     panic: Option<Box<dyn Any + Send>>,
+    /// It is dropped instead.
+    contained: bool,
 }
 
 impl Woken {
@@ -260,7 +262,7 @@ impl Woken {
     }
 
     fn new(slots: Vec<Slot>) -> Self {
-        Self { slots: slots.into_iter(), panic: None }
+        Self { slots: slots.into_iter(), panic: None, contained: false }
     }
 
     /// These, and then others.
@@ -270,6 +272,12 @@ impl Woken {
         }
         let slots = mem::take(&mut self.slots).chain(mem::take(&mut others.slots));
         Self::new(slots.collect())
+    }
+
+    /// Drops a panic of a waker instead of resuming it: for a caller that must go on, and did not cause it.
+    pub(super) fn contain(mut self) -> Self {
+        self.contained = true;
+        self
     }
 
     pub(super) fn len(&self) -> usize {
@@ -312,7 +320,7 @@ impl Woken {
     }
 
     fn go_on_panicking(&mut self) {
-        if let Some(panic) = self.panic.take().filter(|_| !thread::panicking()) {
+        if let Some(panic) = self.panic.take().filter(|_| !self.contained && !thread::panicking()) {
             resume_unwind(panic);
         }
     }
@@ -331,4 +339,11 @@ impl fmt::Debug for Woken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Woken").field("left", &self.len()).finish_non_exhaustive()
     }
+}
+
+/// Drops a waker that its owner does not need any more, once no lock is held. A panic of that is contained.
+pub(super) fn discard(waker: Option<Waker>) {
+    assert_unlocked();
+    // Nothing of ours is seen half done.
+    drop(catch_unwind(AssertUnwindSafe(|| drop(waker))));
 }

@@ -60,10 +60,16 @@ impl Registry {
         if let (Some(seq), Some(writers)) = (append.seq, kept.log.writers()) {
             writers.check_seq(seq)?;
         }
-        if append.broadcast.is_none() {
+        let transient = kept.transient && append.broadcast.is_none();
+        if transient {
             self.keep_transient(kept, entry, now)?;
         }
-        self.add(kept, &mut append.batch, now)?;
+        if let Err(error) = self.add(kept, &mut append.batch, now) {
+            if transient {
+                self.unkeep_transient(kept, entry, now);
+            }
+            return Err(error);
+        }
         if let Some(seq) = append.seq {
             kept.log.writers_mut().note_seq(seq);
         }
@@ -113,15 +119,18 @@ impl Registry {
                 let fresh = self.living(entry, state, now).is_none();
                 let changed = change(entry, state, now);
                 if changed.is_err() && fresh {
-                    // Made for what then could not be done.
-                    self.forget(entry, state);
+                    // Created for what then was refused: it was never seen, so it does not end either.
+                    self.take_out(state);
                 }
                 changed
             })
         };
         self.step(now);
         let (mut changed, mut slice) = (attempt(), Slice::new());
-        while matches!(changed, Err(Error::Full(_))) && self.make_room(now, &mut slice) {
+        while let Err(Error::Full(lacking)) = changed {
+            if !self.make_room(lacking, now, &mut slice) {
+                break;
+            }
             changed = attempt();
         }
         changed
