@@ -12,14 +12,14 @@ use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
 /// receiving until its response ends: up to [`Route::max_wait`](crate::Route::max_wait) (25 s by default) on a poll, up to 60 s on
 /// an event stream. Its next request is denied.
 ///
-/// A hook must decide within [`Route::hook_timeout`](crate::Route::hook_timeout); otherwise the layer drops its future and
-/// answers 503. A hook that panics (in the call, in a poll of its future or in the drop of that future) denies its own request
-/// with 500 and affects no other; with `panic = "abort"` the process ends, as with any panic. The layer puts nothing of a
-/// panic into the response. The process's panic hook prints it as usual: see [`std::panic::set_hook`].
+/// A hook must decide within [`Route::hook_timeout`](crate::Route::hook_timeout); otherwise the layer drops its future
+/// and answers 503. A hook that panics (in the call, in a poll of its future or in the drop of that future) denies its
+/// own request with 500 and affects no other; with `panic = "abort"` the process ends, as with any panic. The response
+/// contains nothing of the panic, which the process's panic hook prints as usual: see [`std::panic::set_hook`].
 ///
-/// A hook needs to know the client: put the middleware that authenticates where requests on the routes pass it before they
-/// reach the hook, and let it leave the user in the request's extensions. See [placement](crate::placement). A hook that denies
-/// when it finds no user closes the channel also where that middleware is in the wrong position.
+/// A hook needs to know the client: put the middleware that authenticates in front of the routes, and let it store the
+/// user in the request's extensions. See [placement](crate::placement). A hook that denies requests without a user
+/// guards the channel even if that middleware is in the wrong position.
 ///
 /// ```
 /// use std::future::ready;

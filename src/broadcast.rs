@@ -19,16 +19,16 @@ use crate::{
 #[cfg(feature = "redis")]
 use crate::{engine::Announcement, registry};
 
-/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). A future of the number of channels that
-/// have it.
+/// A message to many channels: see [`Comet::broadcast`](crate::Comet::broadcast). The future resolves to the number of
+/// channels that have the message.
 ///
 /// With the logs in memory, it appends to a few hundred channels in each poll, and lets other tasks run in between. On Redis,
 /// it appends to up to 64 channels at a time.
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. Dropped before it is ready, it has been published to some channels and not to
-/// others; all waiters of those that have it are woken. On Redis, the other nodes complete their part.
+/// Nothing happens before the first poll. A broadcast that is dropped before it is ready has been published to some
+/// channels and not to others; all waiters of the former are woken. On Redis, the other nodes complete their part.
 #[must_use = "nothing is published until this is awaited, or waited for with `.wait()`"]
 pub struct Broadcast {
     registry: Arc<Registry>,
@@ -36,9 +36,9 @@ pub struct Broadcast {
     running: Option<Pin<Box<dyn Future<Output = Result<usize, Error>> + Send>>>,
 }
 
-/// What is to be broadcast.
+/// The checked arguments of a broadcast.
 struct Ready {
-    /// Knows the names that match the pattern.
+    /// Matches names against the pattern.
     names: Router<()>,
     pattern: String,
     batch: Batch,
@@ -53,7 +53,8 @@ impl Broadcast {
         Self { registry, ready: Some(ready), running: None }
     }
 
-    /// Blocks the thread until it is done, as [`Change::wait`](crate::Change::wait) does: for as long as it takes to append to all channels.
+    /// Blocks the thread until the message is appended to all channels, for code outside a runtime: see
+    /// [`Change::wait`](crate::Change::wait).
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ struct Publishing {
     batch: Batch,
     reached: usize,
     full: Option<Limit>,
-    /// What no channel can take.
+    /// An error that stopped the broadcast, because no channel can store the message.
     failed: Option<Error>,
 }
 
@@ -109,7 +110,7 @@ async fn broadcast(registry: Arc<Registry>, ready: Result<Ready, Error>) -> Resu
 }
 
 impl Publishing {
-    /// Appends to what the map holds, a slice in each poll.
+    /// Appends to the matching names of the map, one slice in each poll.
     async fn publish(&mut self) {
         let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), Woken::nobody());
         let (now, mut retried) = (registry.now(), None);
@@ -122,7 +123,7 @@ impl Publishing {
                 if self.names.at(&name).is_ok() {
                     let appended = registry.append(&name, &mut self.append(&registry)).map(|(_, woken)| woken);
                     if matches!(appended, Err(Error::Full(_))) {
-                        // Evicting expired channels took a slice, and was not enough.
+                        // The append has evicted expired channels for a slice, which did not make enough room.
                         if registry.may_have_room(now) {
                             retried = Some(name);
                         } else {
@@ -145,7 +146,7 @@ impl Publishing {
 
     fn append<'a>(&self, registry: &'a Registry) -> Append<'a> {
         let create = Some(registry.json());
-        // Each channel is appended to once in memory: no id is compared.
+        // In memory, a broadcast appends to each channel once, so the id is not compared.
         Append { batch: Some(self.batch.clone()), create, broadcast: Some(0), ..Append::default() }
     }
 
@@ -156,7 +157,7 @@ impl Publishing {
                 return woken;
             }
             Err(Error::Full(limit)) => self.full = Some(limit),
-            // Closed, of another type, deleted, or without waiters any more.
+            // The channel is closed, has another type, was deleted, or has no waiters any more.
             Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown) => {}
             Err(error) => self.failed = Some(error),
         }

@@ -45,27 +45,28 @@ impl CometBuilder {
         self
     }
 
-    /// The bytes of all history together, 128 for each append and 64 for each remembered producer counted in. Default 256 MiB. Beyond: 503,
-    /// [`Limit::History`](crate::Limit::History).
+    /// The bytes of all history together, including 128 for each append and 64 for each remembered producer. Default
+    /// 256 MiB. Beyond: 503, [`Limit::History`](crate::Limit::History).
     pub fn max_history(mut self, bytes: usize) -> Self {
         self.limits.history = bytes;
         self
     }
 
-    /// Sets the limit on the memory for request bodies, in bytes: of all `POST`s and `PUT`s on the layer's routes that are being
-    /// received at the same time. Default 64 MiB. Beyond: 503 with `Retry-After`,
+    /// Sets the limit on the memory for request bodies, in bytes. It applies to all `POST`s and `PUT`s on the layer's
+    /// routes together, while their bodies are being received. Default 64 MiB. Beyond: 503 with `Retry-After`,
     /// [`Limit::Receiving`](crate::Limit::Receiving).
     ///
-    /// A body counts with the memory that is allocated for it, from its first byte until the request is done: then its bytes are
-    /// history and count for [`max_history`](Self::max_history), or the request was refused, timed out or dropped. Memory is
-    /// allocated as bytes arrive, and at most twice as much as has arrived; an announced `Content-Length` allocates nothing.
-    /// A request whose `Content-Length` exceeds what is left of the limit is refused before its body is read, any other one at the
-    /// byte that exceeds it. [`Stats::receiving_bytes`](crate::Stats::receiving_bytes) is the memory in use.
+    /// A body counts with the memory that is allocated for it, from its first byte until it is appended or the request
+    /// is refused, times out or is dropped. Appended bytes then count for [`max_history`](Self::max_history). Memory is
+    /// allocated as bytes arrive, and at most twice as much as has arrived; a `Content-Length` allocates nothing. A
+    /// request whose `Content-Length` exceeds the rest of the limit is refused before its body is read, any other
+    /// request at the byte that exceeds it. [`Stats::receiving_bytes`](crate::Stats::receiving_bytes) is the memory in
+    /// use.
     ///
-    /// All clients share this limit: clients that send much and finish nothing can use it up, each body for
-    /// [`Route::body_timeout`](crate::Route::body_timeout), and `POST`s of others are refused meanwhile. Reads, waits and what the
-    /// application publishes in process are not affected. A value below [`max_append`](Self::max_append) refuses appends that are
-    /// larger than it. The server's own read buffers are not counted: hyper has one for each connection.
+    /// All clients share this limit. Clients that send large bodies without finishing them can use it up, each body for
+    /// [`Route::body_timeout`](crate::Route::body_timeout), and meanwhile `POST`s of others are refused. Reads, waits
+    /// and publishing in process are not affected. If the value is below [`max_append`](Self::max_append), larger
+    /// appends are always refused. The server's own read buffers are not counted: hyper has one for each connection.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -89,12 +90,13 @@ impl CometBuilder {
         self
     }
 
-    /// The number of channels that hold a log. Default 100,000. Beyond: 503, [`Limit::Channels`](crate::Limit::Channels).
+    /// Sets the limit on the number of channels that have a log. Default 100,000. Beyond: 503,
+    /// [`Limit::Channels`](crate::Limit::Channels).
     ///
-    /// Two kinds of channels do not count. Names that only have waiters hold no log, and leave the map with the last of them.
-    /// Channels that a [broadcast](Comet::broadcast) created for such waiters never keep another channel from being created: they are
-    /// evicted when there are more than this many channels together, and their number is bounded by
-    /// [`max_waits`](Self::max_waits) or this limit, whichever is larger.
+    /// Two kinds of names do not count. Names that only have waiters have no log, and are removed with their last
+    /// waiter. Channels that a [broadcast](Comet::broadcast) created for such waiters never prevent another channel
+    /// from being created: they are evicted when all channels together exceed this limit, and
+    /// [`max_waits`](Self::max_waits) or this limit, whichever is larger, bounds their number.
     pub fn max_channels(mut self, channels: usize) -> Self {
         self.limits.channels = channels;
         self
@@ -110,9 +112,9 @@ impl CometBuilder {
     /// Sets the limit on the number of waits on one channel. Default 100,000. Beyond: 503,
     /// [`Limit::WaitsPerChannel`](crate::Limit::WaitsPerChannel).
     ///
-    /// A poll counts from when it parks until it is answered, an event stream from its start to its end, also while it sends an
-    /// event. [`Subscription`](crate::Subscription)s are never refused, but do count while they wait in `recv`. A poll
-    /// that a publish has woken counts until it is answered.
+    /// A poll counts from when it parks until it is answered, an event stream from its start to its end, even while it
+    /// sends an event. [`Subscription`](crate::Subscription)s are never refused, but count while they wait in `recv`. A
+    /// poll that was woken counts until it is answered.
     pub fn max_waits_per_channel(mut self, waits: usize) -> Self {
         self.limits.waits_per_channel = waits;
         self

@@ -26,12 +26,13 @@ use crate::{
 ///
 /// # Cancel safety
 ///
-/// Until it is polled nothing has happened. With the logs in memory, the first poll makes the change, and the future is ready
-/// then unless there are so many waiters that waking them would keep other tasks waiting: it wakes them over several polls
-/// then, and a drop wakes those that are left. Only if a limit is reached, and more channels that have expired must be
-/// evicted than one poll may, a later poll makes the change; dropped before that, it has changed nothing.
+/// Nothing happens before the first poll. With the logs in memory, the first poll makes the change, and the future is
+/// ready unless there are very many waiters. Then it wakes them over several polls, and dropping it wakes the remaining
+/// ones. A later poll makes the change only if a limit is reached and more expired channels must be evicted than one
+/// poll may evict; a future that is dropped before that has changed nothing.
 ///
-/// On Redis, one that is dropped while it is under way may have been made or not; a [`Producer`](crate::Producer) can make sure.
+/// On Redis, a change that is dropped while it is in flight may or may not have been made; with a
+/// [`Producer`](crate::Producer) the application can make sure.
 #[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
 pub struct Change {
     registry: Arc<Registry>,
@@ -41,18 +42,18 @@ pub struct Change {
 
 enum Stage {
     Begun(What),
-    /// What was to be appended could not be encoded, or the content type is malformed.
+    /// The message could not be encoded, or the content type is malformed.
     Refused(Error),
-    /// Made in memory; some waiters are still to be woken.
+    /// The change was made in memory. Some waiters have not been woken yet.
     Waking(Woken, Offset),
-    /// Under way to a remote engine, or until expired channels have been evicted.
+    /// The change is in flight to a remote engine, or expired channels must be evicted before it can be made.
     Running(Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>),
     Done,
 }
 
 enum What {
     Append {
-        /// Without it, the stream is only closed.
+        /// `None` only closes the stream.
         batch: Option<Batch>,
         close: bool,
         stamp: Option<Stamp>,
@@ -108,8 +109,9 @@ impl Change {
         self
     }
 
-    /// Blocks the thread until it is done: for code outside a runtime. In a task, await it instead: this wakes all waiters
-    /// before it returns, and on Redis it would keep the runtime from the connection that it waits for.
+    /// Blocks the thread until the change is done, for code outside a runtime. In a task, await the change instead:
+    /// this method wakes all waiters before it returns, and on Redis it may block the runtime that drives the
+    /// connection.
     ///
     /// ```
     /// use tower_comet::Comet;
@@ -164,7 +166,8 @@ impl Future for Change {
 }
 
 impl What {
-    /// Makes the change, if it can be made in memory and now.
+    /// Makes the change if the logs are in memory and no more channels have to be evicted first. Otherwise returns a
+    /// future that makes it.
     fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<Stage, Error> {
         if registry.remote().is_none() {
             let now = registry.now();
@@ -177,7 +180,7 @@ impl What {
         Ok(Stage::Running(Box::pin(async move { what.make_anywhere(&registry, &name).await })))
     }
 
-    /// Makes the change in memory. What is refused can be tried again.
+    /// Makes the change in memory. A refused change can be retried.
     fn make(&mut self, registry: &Registry, name: &str) -> Result<(Offset, Woken), Error> {
         match self {
             Self::Append { batch, close, stamp, again } => {
@@ -204,7 +207,7 @@ impl What {
                     Ok(batch) => append(registry, name, Some(batch), false, None, false).await,
                     Err(error) => Err(error),
                 };
-                // Most channels are JSON: whether this one is not is requested only when that was refused.
+                // Most channels hold JSON, so the type is requested only after an append of JSON was refused.
                 let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
                 match registry.peek_anywhere(name).await? {
                     Some(known) if !is_json(&known.content_type) => {
@@ -231,7 +234,8 @@ async fn append(
     accepted(&registry.append_anywhere(name, append).await?, stamp, again)
 }
 
-/// The tail, unless another producer has the same id and epoch: in process nothing is sent twice but `again`.
+/// Returns the tail, or `Fenced` if another producer uses the same id and epoch. In process only an append with `again`
+/// is sent twice, so any other duplicate is another producer's.
 fn accepted(appended: &Appended, stamp: Option<&Stamp>, again: bool) -> Result<Offset, Error> {
     match *appended {
         Appended { duplicate: true, accepted: Some((epoch, seq)), .. }
@@ -258,7 +262,7 @@ impl fmt::Debug for Change {
     }
 }
 
-/// Runs a future on this thread, which sleeps between two polls.
+/// Runs a future to its end on this thread, which is parked between two polls.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
 

@@ -91,9 +91,9 @@ impl Comet {
     /// The pattern is like a route's: `/rooms/{room}` matches `/rooms/42`, `/rooms/{*rest}` matches everything below.
     /// Channels that are closed or hold another type than JSON are skipped.
     ///
-    /// A broadcast also reaches waiters on a matching name that has no channel. It creates a *transient* channel for them, which is
-    /// forgotten 60 s after its last reader. Any other append to it, or its [creation](Channel::create), makes it a channel like any
-    /// other.
+    /// A broadcast also reaches waiters on a matching name that has no channel. It creates a *transient* channel for
+    /// them, which is forgotten 60 s after its last reader. Any other append to it, or its [creation](Channel::create),
+    /// turns it into an ordinary channel.
     ///
     /// # On Redis
     ///
@@ -102,11 +102,11 @@ impl Comet {
     /// these append it for their own waiters. The number counts the channels in Redis, and the names that have
     /// waiters on this node; the future does not wait for the other nodes.
     ///
-    /// The announcement reaches the nodes that are connected to Redis at that moment. A waiter on a name without a channel
-    /// misses the broadcast if its node is not connected, reconnects before it has appended it, or has a backlog of
-    /// 1,024 broadcasts or 64 MiB. Channels that exist are not affected. A transient channel is forgotten 40 to 60 s after its last
-    /// reader. While it has waiters, their node extends its life every 20 s; if that node does not reach Redis for 40 s or more, the
-    /// channel may expire, and its readers start over (410).
+    /// The announcement reaches the nodes that are connected to Redis at that moment. A waiter on a name without a
+    /// channel misses the broadcast if its node is not connected, reconnects before it has appended it, or has a
+    /// backlog of 1,024 broadcasts or 64 MiB. Channels that exist are not affected. A transient channel is forgotten 40
+    /// to 60 s after its last reader. While it has waiters, their node extends its life every 20 s; if that node cannot
+    /// reach Redis for 40 s or more, the channel may expire, and its readers start over (410).
     ///
     /// # Errors
     ///
@@ -190,8 +190,8 @@ impl Comet {
     ///
     /// Without it a server that shuts down gracefully waits for every parked request: see [`close_on`](Self::close_on).
     ///
-    /// All waiters are woken on the calling thread before this returns: some milliseconds for 100,000. A server with that many
-    /// should use [`close_over`](Self::close_over), which lets other tasks run in between.
+    /// This wakes all waiters on the calling thread before it returns, which takes some milliseconds for 100,000. A
+    /// server with that many should use [`close_over`](Self::close_over), which lets other tasks run in between.
     ///
     /// ```
     /// # use tower_comet::{Comet, Error};
@@ -318,7 +318,7 @@ pub struct Stats {
     pub waiters: usize,
     /// Bytes of all history, in the measure of [`CometBuilder::max_history`].
     pub history_bytes: usize,
-    /// Bytes of memory for request bodies that are being received, in the measure of
+    /// Bytes of memory that request bodies use while they are being received, counted as for
     /// [`CometBuilder::max_receiving`].
     pub receiving_bytes: usize,
     /// Appends since the start.

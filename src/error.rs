@@ -123,8 +123,8 @@ impl error::Error for Error {
     }
 }
 
-/// Which limit is reached: see [`CometBuilder`](crate::CometBuilder), where each has its default
-/// but the last, which is a route's.
+/// Which limit is reached. [`CometBuilder`](crate::CometBuilder) sets each of them but the last, which belongs to a
+/// route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limit {

@@ -193,16 +193,16 @@ impl CometLayer {
         self.routes.check()
     }
 
-    /// Returns the routes as a service of its own, without an inner service: for `Router::route_service` of axum, or as the
-    /// whole of a server.
+    /// Returns the routes as a service of their own, without an inner service: to be mounted by axum's
+    /// `Router::route_service`, or to be the whole server.
     ///
-    /// Clone it to mount it at several paths. A path that is mounted and is on no route is answered with 404, so give
-    /// both the same pattern. The layer's routes match the path that the service receives: inside of axum's `nest` or
-    /// `nest_service` that is the path without the prefix, and so is the channel's name. See
-    /// [placement](crate::placement) for how to read and to publish under one name there, and
+    /// Clone it to mount it at several paths. Mount it under the same patterns as its routes: it answers a path that is
+    /// on none of its routes with 404. The layer's routes match the path that the service receives: inside of axum's
+    /// `nest` or `nest_service` that is the path without the prefix, and so is the channel's name.
+    /// [Placement](crate::placement) shows how to read and publish under one name there. See
     /// [`public_url`](Self::public_url) for `Location`.
     ///
-    /// An application that has a method of its own on the path adds it to the same `MethodRouter`:
+    /// For another method on the same path, add a handler to the same `MethodRouter`:
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {

@@ -65,7 +65,7 @@ impl ClientPath {
         self.0.path()
     }
 
-    /// Returns the URI of a request for this path that is sent to where `uri` was sent: with its scheme and authority.
+    /// Returns the URI of this path with the scheme and the authority of `uri`.
     pub(crate) fn beside(self, uri: Uri) -> Uri {
         let mut parts = uri.into_parts();
         if parts.scheme.is_none() {

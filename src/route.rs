@@ -8,8 +8,8 @@ use crate::{Action, Authorize, access::Gate, engine::MediaType, protocol::Client
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
 /// A route must name its readers: by [`read_by`](Route::read_by), by [`read_by_anyone`](Route::read_by_anyone), or by
-/// [`CometLayer::read_by`](crate::CometLayer::read_by) for every route that names none. A route without readers is a panic when
-/// the layer is applied. Writing is off until the route names its writers.
+/// [`CometLayer::read_by`](crate::CometLayer::read_by) for every route that names none. If a route has no readers,
+/// applying the layer panics. Writing is off until the route names its writers.
 ///
 /// * [`Route::new`] is a *comet* route: a bare `GET` waits for the next message, waiting on a
 ///   channel that does not exist yet is allowed, and methods that the route does not serve go to the inner
@@ -40,7 +40,7 @@ pub struct Route {
     pub(crate) body_timeout: Duration,
     pub(crate) hook_timeout: Duration,
     pub(crate) channel: Option<String>,
-    /// `Shut` if the route names no readers: the layer's reader takes its place.
+    /// `Shut` if the route names no readers. Then the layer's hook applies.
     pub(crate) read: Gate,
     pub(crate) append: Gate,
     pub(crate) create: Gate,
@@ -138,9 +138,9 @@ impl Route {
     /// Bounds the time that an [`Authorize`] hook of this route takes to decide. Default 10 s. A hook that exceeds it is
     /// dropped, and the request is answered with 503, `Retry-After` and the reason `hook-timeout`.
     ///
-    /// Each call of a hook has this time: a `POST` that appends and closes calls two hooks, and a fork calls one for
-    /// the channel and one for its source, with the limit of the source's route. A hook that blocks its
-    /// thread instead of returning `Poll::Pending` cannot be timed out.
+    /// The limit applies to each call of a hook. A `POST` that appends and closes calls two hooks, and a fork calls one
+    /// for the channel and one for its source, with the limit of the source's route. A hook that blocks its thread
+    /// instead of returning `Poll::Pending` cannot be timed out.
     ///
     /// [`Stats::hook_timeouts`](crate::Stats::hook_timeouts) counts the hooks that exceeded it.
     ///
@@ -166,42 +166,46 @@ impl Route {
         self
     }
 
-    /// Limits the waits of each client: parked requests and event streams, on all channels of this route together. Beyond: 429
-    /// with `Retry-After` and the reason `waits-per-client`, [`Limit::WaitsPerClient`](crate::Limit::WaitsPerClient). Off by
-    /// default: then one client can hold all of [`max_waits`](crate::CometBuilder::max_waits).
+    /// Limits the waits of each client: parked requests and event streams, on all channels of this route together.
+    /// Beyond: 429 with `Retry-After` and the reason `waits-per-client`,
+    /// [`Limit::WaitsPerClient`](crate::Limit::WaitsPerClient). Off by default, so one client can use up all of
+    /// [`max_waits`](crate::CometBuilder::max_waits).
     ///
-    /// `key` tells clients apart, by the head of a request and what outer layers left in its extensions: the user's id, an API
-    /// key, the IP address. A request for which it returns `None` is not limited. The layer calls it once for each `GET` that may
-    /// wait, before the [`Authorize`] hook. A request that is answered at once does not count.
+    /// `key` identifies the client from the head of a request, which includes the extensions that outer layers have
+    /// set: by the user's id, an API key or the IP address. A request for which it returns `None` is not limited. The
+    /// layer calls it once for each `GET` that may wait, before the [`Authorize`] hook. A request that is answered at
+    /// once does not count.
     ///
-    /// The count belongs to this route. Clones of the `Route` and of the layer share it; another route counts by itself. Only
-    /// clients that have a wait are stored, each as 128 bits of a keyed hash of its key: so as many as waits are parked, at most.
+    /// Each route has its own count, which clones of the `Route` and of the layer share. Only clients that have a wait
+    /// are stored, each as 128 bits of a keyed hash of its key, so there are at most as many as waits.
     ///
     /// A `key` that panics, in the call or in the key's `Hash` or `Drop`, fails its own request with 500 and the reason
     /// `key-panicked`, and counts in [`Stats::hook_panics`](crate::Stats::hook_panics).
     ///
     /// # What it cannot do
     ///
-    /// A wait counts until it ends, and it ends early only if the server notices that its client is gone. On HTTP/2 hyper notices at
-    /// once. On HTTP/1.1 it notices at once if the client has sent nothing after its request; but after a single byte of a next
-    /// request hyper reads nothing more from the connection until it has sent the response. A layer has the request and its body,
-    /// not the connection, so it cannot notice either. A client can therefore connect, send a request and one more byte, close
-    /// the connection and begin again: each of these waits stays parked until it times out, after [`max_wait`](Self::max_wait)
-    /// at most, without a connection at the client's end. This limit bounds how many of them a client has, and a shorter
-    /// `max_wait` how long each stays. An event stream ends when hyper fails to write to the closed connection: with one of its next two
-    /// comments, 15 to 30 s later.
+    /// A wait counts until it ends, and it ends early only if the server notices that its client is gone. On HTTP/2
+    /// hyper notices at once. On HTTP/1.1 it notices at once if the client has sent nothing after its request; but
+    /// after a single byte of a next request hyper reads nothing more from the connection until it has sent the
+    /// response. A layer has the request and its body, not the connection, so it cannot notice either. A client can
+    /// therefore connect, send a request and one more byte, disconnect and repeat this: each of these waits stays
+    /// parked until it times out, after [`max_wait`](Self::max_wait) at most, although the client has no connection.
+    /// This limit bounds the number of these waits, and a shorter `max_wait` their duration. An event stream ends when
+    /// hyper fails to write to the closed connection: with one of its next two comments, 15 to 30 s later.
     ///
-    /// The body of a `GET` has no meaning, but a body that nobody reads would hide the client's end in the same way. So the layer
-    /// reads it while the request waits, on HTTP/1.1: up to 64 KiB, in [`body_timeout`](Self::body_timeout); beyond 400 and 408.
+    /// The body of a `GET` has no meaning, but an unread body would hide the disconnect in the same way. So on HTTP/1.1
+    /// the layer reads the body while the request waits: up to 64 KiB, otherwise 400, and within
+    /// [`body_timeout`](Self::body_timeout), otherwise 408.
     ///
     /// The limit does not bound connections, requests that do not wait, or clients that can get many keys.
     ///
     /// # Which key
     ///
-    /// Clients behind one NAT or one company's proxy share an address, so a limit by address must leave room for them: a user's
-    /// id is better where there is one. Behind a proxy of your own, the peer is the proxy; take the address from the header that the
-    /// proxy *sets* (not one that it passes on), and only if nothing else can reach the server. Of an IPv6 address take the first 64
-    /// bits, because one client has all addresses below them.
+    /// Clients behind one NAT or one company's proxy share an address, so a limit by address must leave room for them:
+    /// a user's id is better where there is one. Behind a proxy of your own, the peer is the proxy; take the address
+    /// from the header that the proxy *sets* (not one that it passes on), and only if nothing else can reach the
+    /// server. Use only the first 64 bits of an IPv6 address, because one client usually has all addresses that begin
+    /// with them.
     ///
     /// ```
     /// use axum::extract::ConnectInfo;
@@ -218,7 +222,7 @@ impl Route {
     ///     })
     /// });
     ///
-    /// // Of a proxy that is known to overwrite the header.
+    /// // Behind a proxy that is known to overwrite the header.
     /// let by_proxy = Route::new().read_by_anyone().max_waits_per(100, |request: &Parts| request.headers.get("x-real-ip").cloned());
     /// # let _ = (by_peer, by_proxy);
     /// ```
@@ -230,7 +234,7 @@ impl Route {
     /// use tower::ServiceExt;
     /// use tower_comet::{Comet, CometLayer, Route};
     ///
-    /// // What a layer outside has found out about the request.
+    /// // Set by a layer outside, which authenticates the request.
     /// #[derive(Clone, Hash)]
     /// struct User(u64);
     ///
@@ -262,11 +266,11 @@ impl Route {
         self
     }
 
-    /// Allows reading and waiting to anyone who can reach the server. It replaces an earlier choice, and takes precedence
+    /// Allows anyone who can reach the server to read and wait. It replaces an earlier choice, and takes precedence
     /// over [`CometLayer::read_by`](crate::CometLayer::read_by).
     ///
-    /// Authentication in front of the route still applies. Which arrangements of layers put it there is in
-    /// [placement](crate::placement).
+    /// Authentication in front of the route still applies. [Placement](crate::placement) lists the arrangements of
+    /// layers that put it there.
     pub fn read_by_anyone(mut self) -> Self {
         self.read = Gate::Open;
         self
@@ -280,8 +284,9 @@ impl Route {
 
     /// Allows appending by `POST` to anyone who can reach the server.
     ///
-    /// A body is bounded in [size](crate::CometBuilder::max_append) and [time](Self::body_timeout), and all bodies together in
-    /// [memory](crate::CometBuilder::max_receiving). The number of concurrent requests is not bounded by the layer.
+    /// A body is bounded in [size](crate::CometBuilder::max_append) and [time](Self::body_timeout), and all bodies
+    /// together in [memory](crate::CometBuilder::max_receiving). The layer does not bound the number of concurrent
+    /// requests.
     pub fn append_by_anyone(mut self) -> Self {
         self.append = Gate::Open;
         self
@@ -294,7 +299,8 @@ impl Route {
         self
     }
 
-    /// Allows creating by `PUT` to anyone who can reach the server. Forks are authorized as with [`create_by`](Self::create_by).
+    /// Allows anyone who can reach the server to create by `PUT`. Forks are authorized as with
+    /// [`create_by`](Self::create_by).
     pub fn create_by_anyone(mut self) -> Self {
         self.create = Gate::Open;
         self

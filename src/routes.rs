@@ -29,7 +29,7 @@ struct Mounted {
     pattern: String,
     route: Arc<Route>,
     template: Option<Template>,
-    /// Whether the route's reader is the layer's.
+    /// Whether the route uses the layer's reader.
     inherits: bool,
 }
 

@@ -102,7 +102,7 @@ where
 {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
-    /// There is no inner service. A future that never ends takes its place and is never created.
+    /// There is no inner service. Its future has this type, and is never created.
     type Future = ResponseFuture<Pending<Result<Response<NoBody>, Infallible>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {

@@ -265,7 +265,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_what_serde_json_makes_of_the_array(numbers in prop::collection::vec(any::<(i32, String)>(), 1..20)) {
+        fn messages_are_those_that_serde_json_parses(numbers in prop::collection::vec(any::<(i32, String)>(), 1..20)) {
             let text = serde_json::to_string_pretty(&numbers).unwrap();
             let parsed: Vec<(i32, String)> =
                 messages(&text).iter().map(|text| serde_json::from_str(text).unwrap()).collect();

@@ -3,15 +3,15 @@
 //! # Rules
 //!
 //! 1. A thread takes locks in the order of [`Rank`], and never two of one rank.
-//! 2. No foreign code runs while a thread holds one of these locks: no waker is cloned, woken or dropped, no future that
-//!    is not ours is polled, no hook is called, and nothing is dropped whose destructor a user wrote. Any of these may
-//!    come back into this crate on the same thread and take the same lock: tokio, for one, wakes a task from within
-//!    the poll of a timer when the task's cooperative budget is used up.
+//! 2. No foreign code runs while a thread holds one of these locks: no waker is cloned, woken or dropped, no foreign
+//!    future is polled, no hook is called, and no value is dropped whose destructor a user wrote. Any of these may
+//!    re-enter this crate on the same thread and take the same lock. For example, tokio wakes a task from within the
+//!    poll of a timer when the task's cooperative budget is used up.
 //!
-//! Debug builds check both rules: taking a lock out of order panics, and so does [`assert_unlocked`], which stands before
-//! every call of foreign code, while a lock is held.
+//! Debug builds check both rules. Taking a lock out of order panics. [`assert_unlocked`], which this crate calls before
+//! it runs foreign code, panics if the thread holds a lock.
 //!
-//! Poisoning is ignored. As no foreign code runs under a lock, a panic while one is held is a bug in this crate, and
+//! Poisoning is ignored. Because no foreign code runs under a lock, a panic under one is a bug in this crate, and
 //! refusing every later request would make it worse.
 
 #[cfg(not(comet_loom))]
@@ -48,7 +48,7 @@ pub(crate) struct Mutex<T> {
 }
 
 impl<T> Mutex<T> {
-    /// A mutex under which no other lock is taken.
+    /// Creates a mutex of [`Rank::Leaf`].
     pub(crate) fn new(value: T) -> Self {
         Self::ranked(Rank::Leaf, value)
     }
@@ -83,10 +83,10 @@ impl<T: Default> Default for Mutex<T> {
     }
 }
 
-/// What [`Mutex::lock`] returns.
+/// The guard that [`Mutex::lock`] returns.
 pub(crate) type MutexGuard<'a, T> = Guard<imp::MutexGuard<'a, T>>;
 
-/// A reader-writer lock that cannot be poisoned. All of them are shards.
+/// A reader-writer lock that cannot be poisoned. Only the shards of the map use it, so its rank is [`Rank::Shard`].
 #[derive(Debug)]
 pub(crate) struct RwLock<T>(imp::RwLock<T>);
 
@@ -116,9 +116,9 @@ impl<T> RwLock<T> {
     }
 }
 
-/// A lock that is held, until this is dropped.
+/// Releases its lock when it is dropped.
 pub(crate) struct Guard<G> {
-    // The order of the fields is that of their drops: the lock is released before it counts as released.
+    // Fields are dropped in declaration order: the lock is released before `held` forgets it.
     inner: G,
     #[cfg(debug_assertions)]
     _held: held::Held,
@@ -138,11 +138,11 @@ impl<G: DerefMut> DerefMut for Guard<G> {
     }
 }
 
-/// Stands before every call of foreign code.
+/// Asserts that this thread holds no lock. Called before foreign code runs.
 ///
 /// # Panics
 ///
-/// In debug builds, if this thread holds one of the locks above.
+/// In debug builds, if this thread holds a lock of this module.
 #[inline]
 #[cfg_attr(debug_assertions, track_caller)]
 pub(crate) fn assert_unlocked() {
@@ -150,7 +150,8 @@ pub(crate) fn assert_unlocked() {
     held::assert_none();
 }
 
-/// Which locks this thread holds. Not under loom, whose threads all run on one of the system's.
+/// Records which locks this thread holds. Disabled under loom, which runs all of its threads on one thread of the
+/// system.
 #[cfg(debug_assertions)]
 mod held {
     use super::Rank;
@@ -169,7 +170,7 @@ mod held {
             if cfg!(comet_loom) {
                 return Self(None);
             }
-            // A thread that is being torn down has no such variable any more, and is not checked.
+            // A thread that is exiting may have dropped this thread-local already. Its locks are not checked.
             let checked = HELD.try_with(|held| {
                 let mut ranks = held.get();
                 let above = ranks.iter().rposition(|held| *held).filter(|above| *above >= rank as usize);

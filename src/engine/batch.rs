@@ -34,7 +34,8 @@ impl Batch {
         text.push(b'[');
         serde_json::to_writer(&mut text, value).map_err(|error| Error::Encode(error.into()))?;
         text.push(b']');
-        // A copy of just its size. To shrink the text instead would leave gaps of a hundred bytes in the heap, which nothing fits.
+        // A copy of exactly its size. Shrinking the text instead would leave gaps of a hundred bytes in the heap, too
+        // small to be used.
         Ok(Self { data: Bytes::copy_from_slice(&text), messages: 1, json: true })
     }
 
@@ -97,13 +98,14 @@ impl Batch {
         Some(Self { data, messages, json: self.json })
     }
 
-    /// A copy of bytes that the application holds. History holds its own: a slice would keep all of what it is a slice of,
-    /// uncounted, and dropping the application's `Bytes` may run code of the application's, which must not happen under a lock.
+    /// Copies bytes that the application owns. The history must own its bytes: a slice would keep the whole buffer
+    /// alive, which is not counted, and dropping the application's `Bytes` may run the application's code, which must
+    /// not happen under a lock.
     pub(crate) fn copy(bytes: &[u8]) -> Result<Self, Error> {
         Self::bytes(Bytes::copy_from_slice(bytes))
     }
 
-    /// Bytes that nothing else holds, whose framing is the application's.
+    /// Takes bytes that nothing else references, and whose framing is the application's.
     pub(crate) fn bytes(data: Bytes) -> Result<Self, Error> {
         if data.is_empty() {
             return Err(Error::Empty);
@@ -111,7 +113,7 @@ impl Batch {
         Ok(Self { data, messages: 1, json: false })
     }
 
-    /// The number that it is, in the tests.
+    /// Returns the number that the batch consists of, in the tests.
     #[cfg(all(test, feature = "redis", not(comet_loom)))]
     pub(crate) fn number(&self) -> u64 {
         serde_json::from_slice::<[u64; 1]>(&self.data).expect("a number")[0]
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_in_process_is_not_kept_beyond_the_append() {
+    fn an_append_in_process_does_not_keep_the_applications_bytes() {
         struct Owner {
             _alive: std::sync::Arc<()>,
         }

@@ -10,11 +10,12 @@ use super::{
     replica,
 };
 
-/// What an append costs beside its bytes, counted so that a flood of tiny messages is bounded too: 56 bytes in the history, which
-/// grows by doubling, what the allocator adds to the bytes, and the count of the readers that share them.
+/// The memory that an append takes in addition to its bytes, so that a flood of tiny messages is bounded too: 56 bytes
+/// in the history, which grows by doubling, the allocator's overhead, and the reference count of the bytes.
 const ENTRY_COST: usize = 128;
 
-/// How many appends one answer carries at most, however small: each is looked at under the channel's lock.
+/// How many appends one answer carries at most, however small they are, because each is visited under the channel's
+/// lock.
 const APPENDS: usize = 2_048;
 
 /// The history of a channel, in memory.

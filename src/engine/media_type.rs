@@ -7,7 +7,7 @@ use crate::Error;
 /// A content type that matches the grammar of RFC 9110, section 8.3.1. It dereferences to its text.
 ///
 /// Everything that depends on the type (JSON or bytes, text or base64, sandboxed or not) is decided from this one
-/// parsed value. Nearly all channels have `application/json`, which is a value and not a counted reference. Any other type is behind
+/// parsed value. Nearly all channels have `application/json`, which needs no reference count. Any other type is behind
 /// two pointers, so that a `MediaType` has the size of one.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) enum MediaType {
@@ -37,15 +37,15 @@ enum Kind {
     Other,
 }
 
-/// The longest content type: a channel stores it.
+/// The longest content type, in bytes. It is limited because a channel stores it.
 const LEN: usize = 255;
 
 impl MediaType {
     const JSON: &str = "application/json";
     const BYTES: &str = "application/octet-stream";
 
-    /// Returns the type that a log on a remote engine was stored with. This process has not checked it: a text that does
-    /// not parse is `application/octet-stream`, and sandboxed, as nobody knows what the content is.
+    /// Returns the type that a log on a remote engine was stored with. This process has not checked it: a text that
+    /// does not parse becomes `application/octet-stream`, which is sandboxed, because the content may be anything.
     #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only a remote engine stores text"))]
     pub(crate) fn stored(text: &str) -> Self {
         text.parse().unwrap_or_else(|_| {

@@ -94,10 +94,10 @@ impl Pieces {
     }
 }
 
-/// Appends in one piece: one JSON array, or the bytes one after the other.
+/// Joins appends into one JSON array, or concatenates their bytes.
 fn join<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Bytes {
     let (count, bytes) = appends.clone().fold((0usize, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
-    // Of JSON, each array but one gives one bracket for a comma, and the other away.
+    // Where two JSON arrays are joined, a comma replaces two brackets.
     let mut joined = BytesMut::with_capacity(if json { bytes - count.saturating_sub(1) } else { bytes });
     for data in appends {
         if !json {

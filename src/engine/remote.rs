@@ -79,7 +79,7 @@ pub(crate) enum Notice {
     Deleted,
     /// [`Remote::probe`] has come back.
     Probe(u64),
-    /// Another node broadcasts. It is about no channel in particular.
+    /// A broadcast of another node. It does not belong to one channel.
     Broadcast(Announcement),
 }
 

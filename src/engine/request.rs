@@ -23,17 +23,17 @@ pub(crate) struct Append<'a> {
     pub(crate) seq: Option<&'a str>,
     /// Which message of which producer this is.
     pub(crate) stamp: Option<&'a Stamp>,
-    /// The id of the broadcast that this is part of. A channel that such an append creates is transient: it is for the waiters on
-    /// that name alone. A remote engine appends a broadcast to a channel once.
+    /// The id of the broadcast that this is part of. A channel that such an append creates is transient: it exists for
+    /// the waiters on that name only. A remote engine appends a broadcast to each channel once.
     pub(crate) broadcast: Option<u64>,
 }
 
-/// A broadcast, as the node that makes it announces it to the others.
+/// A broadcast, as its node announces it to the other nodes.
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without a remote engine there are no other nodes"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Announcement {
     pub(crate) id: u64,
-    /// The names that it is for.
+    /// The pattern of the names to append to.
     pub(crate) pattern: String,
     pub(crate) batch: Batch,
 }

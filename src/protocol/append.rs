@@ -46,7 +46,7 @@ impl Asked {
     }
 }
 
-/// Parses the `Content-Type`. Two of them are refused: a proxy may have checked the one, and this the other.
+/// Parses the `Content-Type`. Two of them are refused: a proxy may have checked one, while this server reads the other.
 pub(super) fn content_type(map: &HeaderMap) -> Result<Option<MediaType>, Problem> {
     let mut values = map.get_all(header::CONTENT_TYPE).iter();
     let Some(value) = values.next() else { return Ok(None) };

@@ -15,11 +15,12 @@ use std::{
 use super::{Reply, Target, hook::catch, long_poll::LongPoll, problem::Problem};
 use crate::sync::{Mutex, assert_unlocked};
 
-/// A client, as the key function of a route tells clients apart: two hashes of its key, each with a secret of its own.
+/// Identifies a client by two hashes of the key that the route's key function returned, each with a random seed of its
+/// own.
 ///
-/// The key itself is dropped before any lock is taken, because its `Hash`, `Eq` and `Drop` are foreign code. Two keys with the
-/// same 128 bits share one count. Among a million clients that has a probability of 1 in 10^26, and as the hashes are seeded
-/// at random, no client can choose a key that has the bits of another.
+/// The key itself is dropped before any lock is taken, because its `Hash`, `Eq` and `Drop` are foreign code. Two keys
+/// with the same 128 bits share one count. Among a million clients the probability of that is 1 in 10^26. The seeds are
+/// random, so no client can choose a key that has the same bits as another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client([u64; 2]);
 
@@ -40,14 +41,15 @@ impl Clients {
         let identify = move |parts: &Parts| {
             let Some(key) = catch(|| key(parts)).ok_or(Panicked)? else { return Ok(None) };
             let client = catch(|| Client([seeds[0].hash_one(&key), seeds[1].hash_one(&key)]));
-            // By itself: a key that panics in `Hash` and again in `Drop` would abort the process otherwise.
+            // Dropped in a `catch` of its own: a key that panics in `Hash` and again in `Drop` would abort the process
+            // otherwise.
             catch(|| drop(key)).ok_or(Panicked)?;
             client.ok_or(Panicked).map(Some)
         };
         Self { most, identify: Box::new(identify), waits: Mutex::default() }
     }
 
-    /// Counts one more wait of a client, unless it has too many.
+    /// Counts one more wait of a client, unless it has reached the limit.
     fn admit(self: &Arc<Self>, client: Client) -> Result<Admitted, Problem> {
         let mut waits = self.waits.lock();
         let count = waits.get(&client).copied().unwrap_or(0);
@@ -67,7 +69,7 @@ impl fmt::Debug for Clients {
     }
 }
 
-/// A wait that counts for its client until this is dropped.
+/// A wait that counts for its client, until this is dropped.
 pub(super) struct Admitted {
     clients: Arc<Clients>,
     client: Client,
@@ -80,7 +82,7 @@ impl Drop for Admitted {
         *count -= 1;
         if *count == 0 {
             waits.remove(&self.client);
-            // Many clients that left leave no memory behind.
+            // Frees the memory once most clients have left.
             if waits.capacity() > 64 && waits.len() < waits.capacity() / 8 {
                 let twice = waits.len() * 2;
                 waits.shrink_to(twice);
@@ -90,7 +92,8 @@ impl Drop for Admitted {
 }
 
 impl Target<'_> {
-    /// Returns the client that sends a request, if the route limits the waits of each client and the key function knows it.
+    /// Returns the client that sends a request, if the route limits the waits of each client and the key function
+    /// returns a key.
     pub(super) fn client(&self, parts: &Parts) -> Result<Option<Client>, Problem> {
         let Some(clients) = &self.route.clients else { return Ok(None) };
         assert_unlocked();
@@ -107,7 +110,7 @@ impl Target<'_> {
     }
 }
 
-/// A poll as a reply, which counts for its client if it has to wait.
+/// Turns a poll into a reply. The poll counts for its client once it parks.
 pub(super) fn counted(wait: LongPoll, client: Option<Client>) -> Reply {
     match (&wait.route().clients, client) {
         (Some(clients), Some(client)) => {
@@ -119,7 +122,7 @@ pub(super) fn counted(wait: LongPoll, client: Option<Client>) -> Reply {
 }
 
 pin_project! {
-    /// A poll of a client that is known.
+    /// A poll of an identified client.
     struct Counted {
         #[pin]
         wait: LongPoll,
@@ -128,9 +131,9 @@ pin_project! {
 }
 
 enum Count {
-    /// It was not polled yet, or was answered at once: neither counts.
+    /// Not counted: the poll has not parked.
     Identified { clients: Arc<Clients>, client: Client },
-    /// It is parked.
+    /// Counted: the poll has parked.
     Admitted { _admitted: Admitted },
 }
 
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_keys_are_stored_as_clients_wait_and_memory_returns() {
+    fn only_clients_with_waits_are_stored_and_memory_is_freed() {
         let clients = Arc::new(Clients::new(2, |_: &Parts| None::<u32>));
         let mut parked: Vec<_> = (0..20_000).map(|nth| admit(&clients, nth / 2).expect("two of each")).collect();
         assert!(admit(&clients, 7).is_none());

@@ -114,7 +114,8 @@ where
 }
 
 /// Returns the name of the channel to fork, by the route of its path, if that route lets this request read it. A denied
-/// source and an absent one have the same answer. A hook that fails does not: it is asked whether the source exists or not.
+/// source and an absent one have the same answer. A hook that fails has another, which tells the client nothing: the
+/// hook is called whether the source exists or not.
 async fn source(target: &Target<'_>, path: &ClientPath, parts: Parts) -> Result<String, Problem> {
     let (source, parts) = target
         .at(path, parts)

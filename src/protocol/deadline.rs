@@ -1,14 +1,14 @@
-//! When a wait times out.
+//! The deadline of a wait.
 
 use std::time::Duration;
 
 use crate::registry::{NEVER, Registry};
 
-/// A wait that may last longer does not time out.
+/// A wait that may last longer than this does not time out.
 const YEAR: u64 = 365 * 24 * 3_600 * 1_000;
 
-/// When a wait that begins now times out, on the registry's clock: up to a sixteenth early, at random, so that waits that began
-/// together do not time out together.
+/// Returns the deadline of a wait that begins now, on the registry's clock. The deadline is up to a sixteenth early, at
+/// random, so that waits that begin together do not time out together.
 pub(super) fn deadline(registry: &Registry, wait: Duration) -> u64 {
     let millis = u64::try_from(wait.as_millis()).unwrap_or(NEVER);
     if millis > YEAR { NEVER } else { registry.now() + early(millis) }
@@ -24,7 +24,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_sixteenth_is_taken_off_at_most_and_spreads_the_deadlines() {
+    fn deadlines_are_spread_over_at_most_the_last_sixteenth() {
         for millis in [0, 1, 15, 500, 16_000, 25_000, 600_000, YEAR] {
             let all: BTreeSet<_> = (0..10_000).map(|_| early(millis)).collect();
             assert!(all.iter().all(|early| *early <= millis && *early >= millis - millis / 16), "{millis}");

@@ -1,4 +1,4 @@
-//! The body of a `GET` that waits.
+//! Reads and discards the body of a `GET` that waits.
 
 use http_body::Body;
 use std::{
@@ -14,15 +14,15 @@ use tokio::time::timeout;
 use super::{Reply, answer::finish, problem::Problem, receive::discard};
 use crate::registry::Registry;
 
-/// The bytes of a `GET`'s body that are read. They mean nothing (RFC 9110, section 9.3.1).
+/// How many bytes of the body are read at most. The body of a `GET` has no meaning (RFC 9110, section 9.3.1).
 const MOST: u64 = 64 * 1024;
 
 /// Reads the body of a `GET` on HTTP/1.1 to its end and discards it, while the request waits.
 ///
-/// A body that is dropped unread makes hyper stop reading the connection. Then hyper does not see that the client closes it,
-/// and the request stays parked until it times out. Once the body has been read to its end, hyper watches the connection
-/// again. Refusing every `GET` with a body would have the same effect, but it would break clients that send one with every
-/// request. On HTTP/2 hyper always reads the connection.
+/// If the body is dropped unread, hyper stops reading the connection. Then hyper does not notice that the client closes
+/// it, and the request stays parked until it times out. Once the body has been read to its end, hyper watches the
+/// connection again. Refusing every `GET` with a body would have the same effect, but it would break clients that send
+/// one with every request. On HTTP/2 hyper always reads the connection.
 ///
 /// # Cancel safety
 ///

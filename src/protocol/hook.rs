@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use super::problem::Problem;
 use crate::{Access, Denied, Grant, access::Ask, registry::Usage};
 
-/// Returns the hook's decision. A hook that exceeds `limit` is a 503, a hook that panics a 500; both are counted.
+/// Returns the hook's decision. A hook that exceeds `limit` is answered with 503, a hook that panics with 500; both are
+/// counted.
 ///
 /// # Cancel safety
 ///
@@ -24,7 +25,8 @@ pub(super) async fn decide(usage: &Usage, ask: &dyn Ask, access: Access, limit: 
     if decided.is_err() {
         usage.count_hook_timeout();
     }
-    // What the hook owns is freed before the client has its answer, and a panic of that drop refuses the request too.
+    // Dropped before the client is answered: this frees what the hook owns, and a panic in the drop refuses the request
+    // too.
     hook.discard();
     match decided {
         Ok(Some(decision)) => Ok(decision?),
@@ -35,10 +37,10 @@ pub(super) async fn decide(usage: &Usage, ask: &dyn Ask, access: Access, limit: 
 
 /// The future of a hook. Panics are caught in the call that creates the future, in its `poll` and in its `drop`.
 ///
-/// `AssertUnwindSafe` is sound here: after a panic in `poll` the future is only dropped and never polled again, so
-/// nothing reads a state that the panic left half-changed. The layer holds no lock while it runs a hook, so no state of
-/// the layer is left half-changed either. The closure is shared with later requests, which call it again; what it
-/// shares with them (a mutex, an atomic) is `Sync` and has its own answer to panics, such as poisoning. A host that
+/// `AssertUnwindSafe` is sound here: after a panic in `poll` the future is only dropped and never polled again, so no
+/// code reads state that the panic left half-changed. The layer holds no lock while it runs a hook, so no state of the
+/// layer is left half-changed either. The closure is shared with later requests, which call it again; what it shares
+/// with them (a mutex, an atomic) is `Sync` and has its own way to handle panics, such as poisoning. A host that
 /// catches the panics of its connection tasks, as tokio does, calls the closure again in the same way.
 struct Hook<'a> {
     usage: &'a Usage,
@@ -67,7 +69,7 @@ impl<'a> Hook<'a> {
     /// Runs the application's code; returns `None` if it panics.
     fn catch<T>(&mut self, code: impl FnOnce() -> T) -> Option<T> {
         let done = catch(code);
-        // One hook counts once, also if its future panics in `poll` and again in `drop`.
+        // One hook counts once, even if its future panics in `poll` and again in `drop`.
         if done.is_none() && !std::mem::replace(&mut self.panicked, true) {
             self.usage.count_hook_panic();
         }
@@ -107,10 +109,10 @@ pub(super) fn catch<T>(code: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).map_err(discard_payload).ok()
 }
 
-/// Drops what a panic carries. It may contain secrets, so it is not put into a response or a log.
+/// Drops the payload of a panic. It may contain secrets, so it is not put into a response or a log.
 fn discard_payload(payload: Box<dyn Any + Send>) {
-    // The payload is the application's as well, and its drop may panic in turn. The second payload is leaked: there is
-    // no way to drop a value that need not panic.
+    // The payload is the application's as well, and its drop may panic in turn. The second payload is leaked, because
+    // dropping it may panic again.
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         Box::leak(second);
     }

@@ -36,15 +36,14 @@ pub(super) fn at_once(target: &Target<'_>, asked: &Asked, reading: Reading, seen
 }
 
 pin_project! {
-    /// A parked request. Nothing of the request itself is in here: one kept header would keep the
-    /// connection's read buffer.
+    /// A parked request. Holds nothing of the request itself: one header would keep the connection's read buffer alive.
     pub(crate) struct LongPoll {
         #[pin]
         wait: Wait,
         until: u64,
         route: Arc<Route>,
         cursor: Option<NonZeroU32>,
-        // One more than the seconds that a client's preference is granted of, so that none takes no room.
+        // The seconds granted to the client's `Prefer: wait`, plus one, so that `None` takes no space.
         preferred: Option<NonZeroU16>,
         http1: bool,
     }
@@ -70,7 +69,7 @@ impl LongPoll {
         &self.route
     }
 
-    /// The answer to a request that must not wait.
+    /// Returns the answer to a request that is refused.
     pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> Answer {
         let this = self.project();
         finish(this.wait.registry(), *this.http1, problem.into_answer())

@@ -105,7 +105,7 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail).later()
     }
 
-    /// To be retried, at a random time, so that clients do not retry together.
+    /// Adds a random `Retry-After`, so that clients do not retry together.
     fn later(self) -> Self {
         self.with(header::RETRY_AFTER, HeaderValue::from(fastrand::u32(1..=5))).refused()
     }

@@ -16,7 +16,7 @@ pub(super) struct Asked {
     pub(super) wait: Option<Duration>,
     /// The whole seconds of `Prefer: wait=…`, to be answered with `Preference-Applied`.
     pub(super) preferred: Option<u32>,
-    /// Whose wait it is, on a route that limits the waits of each client. Not in the query.
+    /// The client, on a route that limits the waits of each client. Not part of the query.
     pub(super) client: Option<Client>,
 }
 

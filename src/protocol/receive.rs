@@ -22,8 +22,8 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     has_token(headers, &header::EXPECT, "100-continue")
 }
 
-/// Returns the whole body, in one allocation of exactly its size, and its share of [`Limits::receiving`]; or the refusal, once
-/// the client has been given time to send the rest.
+/// Returns the whole body, in one allocation of exactly its size, and its share of [`Limits::receiving`]. If the body
+/// is refused, returns the problem after the client has had time to send the rest.
 ///
 /// # Cancel safety
 ///
@@ -50,7 +50,7 @@ where
 /// A body that is not wanted.
 struct Refused {
     problem: Problem,
-    /// Whether to read the rest of the body, so that the client comes to read the answer.
+    /// Whether to read the rest of the body, so that the client gets to read the response.
     read_on: bool,
 }
 
@@ -74,7 +74,8 @@ where
         None
     };
     if let Some(problem) = problem {
-        // A client that expects a "100 Continue" has sent nothing yet; reading would ask for it.
+        // A client that expects a "100 Continue" has sent nothing yet, and polling the body would make hyper send it
+        // one.
         return Err(Refused { problem, read_on: !expects_continue });
     }
     match timeout(target.route.body_timeout, collect(&target.registry, body)).await {
@@ -96,7 +97,8 @@ enum Stopped<E> {
     Broken(E),
 }
 
-/// Copies the body into one piece: a slice of the connection's read buffer in the history would keep all of that buffer.
+/// Copies the body into one allocation: a slice of the connection's read buffer in the history would keep the whole
+/// buffer alive.
 async fn collect<'a, B: Body>(
     registry: &'a Registry,
     mut body: Pin<&mut B>,
@@ -109,7 +111,7 @@ async fn collect<'a, B: Body>(
         if length > limit {
             return Err(Stopped::TooLarge);
         }
-        // What is still to come is at least the lower bound, if the client keeps its promise. It is never more than `limit`.
+        // The lower bound is what the client has announced and may not send. More than `limit` is never accepted.
         let announced = length.saturating_add(usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX));
         let most = if body.size_hint().exact().is_some() { announced.min(limit) } else { limit };
         collected.reserve(length, most).map_err(Stopped::Full)?;
@@ -125,14 +127,14 @@ async fn collect<'a, B: Body>(
 
 /// The part of a body that has arrived, and its share of the limit.
 struct Collected<'a> {
-    // Dropped first: the memory is freed before it is available to others.
+    // Dropped first: the memory is freed before its share is returned.
     bytes: Vec<u8>,
     received: Received<'a>,
 }
 
 impl<'a> Collected<'a> {
-    /// Makes room for `length` bytes in all. The capacity doubles as long as the limit on all bodies leaves room for that and the
-    /// body can become that large; it never shrinks below a growth of an eighth, so that copying stays linear.
+    /// Reserves a capacity of at least `length` bytes. The capacity doubles, up to `most`, if the limit on all bodies
+    /// allows that. Otherwise it grows by an eighth, so that the cost of copying stays linear.
     fn reserve(&mut self, length: usize, most: usize) -> Result<(), Limit> {
         let capacity = self.bytes.capacity();
         if length <= capacity {
@@ -161,7 +163,7 @@ impl<'a> Collected<'a> {
     }
 }
 
-/// Memory of a body that counts as being received, until this is dropped.
+/// One body's share of the limit on all bodies, until this is dropped.
 pub(super) struct Received<'a> {
     registry: &'a Registry,
     bytes: usize,

@@ -20,11 +20,11 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// An answer to a request on HTTP/1.1 or not, a `HEAD` or not.
+    /// Returns a reply that is complete now. `http1` and `head` describe the request.
     pub(super) fn now(registry: &Registry, http1: bool, head: bool, answer: Result<Answer, Problem>) -> Self {
         let mut answer = answer.unwrap_or_else(Problem::into_answer);
         if head {
-            // hyper sends it on HTTP/2, and clients take that for a fault of the connection.
+            // hyper would send the body on HTTP/2, and clients treat that as an error of the connection.
             *answer.body_mut() = Payload::default();
         }
         Self::Now(Some(Box::new(finish(registry, http1, answer))))

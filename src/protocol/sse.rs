@@ -71,25 +71,24 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
 }
 
 pin_project! {
-    /// A reader of an event stream. It holds an offset and one piece of the log at most: a slow client costs the channel
-    /// nothing.
+    /// An event stream. It has an offset and at most one chunk of the log, so a slow client costs the channel nothing.
     pub(crate) struct EventStream {
         #[pin]
         wait: Wait,
         route: Arc<Route>,
         base64: bool,
         cursor: Option<NonZeroU32>,
-        // What is being written.
+        // The event that is being sent.
         event: Option<Event>,
         // The tail that the client was sent last.
         told: Option<Offset>,
         finished: bool,
-        // When the silence has lasted too long.
+        // When the next comment is due.
         beat: u64,
         end: u64,
-        // The task that polled last: an event a millisecond would set the timer as often.
+        // The task that polled last. While it stays the same, the timer is not reset with each event.
         task: Option<Waker>,
-        // Counts for its client. In a box, so that the streams of other routes have no room for it.
+        // Counts for its client. Boxed, so that it takes little space in the streams of other routes.
         admitted: Option<Box<Admitted>>,
     }
 }
@@ -153,7 +152,7 @@ impl EventStream {
     }
 }
 
-/// Whether an event stream carries content of this type as base64, because it is no text.
+/// Returns whether an event stream carries content of this type as base64: any type that is neither JSON nor text.
 fn is_base64(content_type: &MediaType) -> bool {
     !is_json(content_type) && !is_text(content_type)
 }

@@ -10,32 +10,35 @@ use std::{
 
 use crate::{engine::Offset, sync::Mutex};
 
-/// How many names are remembered of channels that ended: less than 5 MiB, once as many have.
+/// How many names of ended channels are remembered. They take less than 5 MiB.
 const NAMES: usize = 65_536;
 
 /// The channels that have ended: deleted, expired or evicted after something was appended to them.
 ///
-/// Nothing is stored for a channel that does not exist, and yet a client that waits for its first message holds an offset: an
-/// *absent tail*. It is good for whatever is appended first, unless a channel of that name was created and has ended in
-/// between: then the client has missed messages and must be told so. Therefore endings are numbered, an absent tail carries
-/// the number of the last ending before it was handed out, and it is refused if a channel of its name has ended since.
+/// Nothing is stored for a channel that does not exist, but a client that waits for its first message needs an offset:
+/// the *absent tail*, which precedes the first append. If a channel of that name is created and ends while the client
+/// is away, the client has missed messages, and its offset must be refused. Therefore endings are numbered, an absent
+/// tail carries the number of the last ending before it was returned, and it is refused if a channel of its name has
+/// ended since.
 ///
-/// Of each of the 65,536 names that ended last, the number of the ending is remembered. An absent tail older than that
-/// is refused as well, because nobody can know any more; but an entry of the map remembers the number for its own
-/// name, so this never refuses a request that is parked.
+/// The registry remembers the number of the last ending for the 65,536 names that ended last. It also refuses an absent
+/// tail that is older than all of these, because it can no longer tell whether a channel of that name has ended since.
+/// An entry of the map remembers the number for its own name, so a parked request is never refused for this reason.
 pub(super) struct Endings {
-    /// With the hash of the name, the key that makes a fingerprint of a number: no client can guess one.
+    /// Encodes the number of an ending into a fingerprint, together with the hash of the name, so that no client can
+    /// guess one.
     seed: u64,
-    /// The number of the last ending, to be read without the lock.
+    /// The number of the last ending, read without the lock.
     last: AtomicU64,
     recent: Mutex<Recent>,
 }
 
 #[derive(Default)]
 struct Recent {
-    /// By the hash of a name, the number of its last ending. A tree, as a hash table is moved all at once when it grows.
+    /// The number of the last ending, by the hash of the name. A tree, because a hash table moves all of its entries at
+    /// once when it grows.
     numbers: BTreeMap<u64, u64>,
-    /// The same by number, oldest first.
+    /// The hash of the name, by the number of its last ending: the oldest is first.
     names: BTreeMap<u64, u64>,
     /// The number of the last ending that is no longer remembered.
     forgotten: u64,
@@ -46,7 +49,7 @@ impl Endings {
         Self { seed: fastrand::u64(..), last: AtomicU64::new(0), recent: Mutex::default() }
     }
 
-    /// The absent tail of a name. All zeros until a channel has ended.
+    /// Returns the absent tail of a name. It is all zeros until a channel has ended.
     pub(super) fn tail(&self, name: u64) -> Offset {
         Offset::new(0, self.seal(self.last.load(Acquire), name))
     }
@@ -69,7 +72,8 @@ impl Endings {
         number
     }
 
-    /// The number of an ending after which no channel of this name has ended, as far back as that is known.
+    /// Returns the number of the last ending of this name, or of the last forgotten ending if this name has none that
+    /// is remembered. No channel of this name has ended after it.
     pub(super) fn since(&self, name: u64) -> u64 {
         if self.last.load(Acquire) == 0 {
             return 0;
@@ -78,8 +82,8 @@ impl Endings {
         recent.numbers.get(&name).copied().unwrap_or(recent.forgotten)
     }
 
-    /// Whether an offset is an absent tail of this name, handed out when that had ended for the last time: `since` as of
-    /// [`since`](Self::since), or later.
+    /// Returns whether an offset is an absent tail of this name that was returned after the ending numbered `since`:
+    /// see [`since`](Self::since).
     pub(super) fn is_tail(&self, offset: Offset, name: u64, since: u64) -> bool {
         let number = self.open(offset.fingerprint(), name);
         offset.position() == 0 && (since..=self.last.load(Acquire)).contains(&number)
@@ -94,7 +98,8 @@ impl Endings {
     }
 }
 
-/// The finaliser of SplitMix64: every bit of the input changes every bit of the output, and no two inputs share one.
+/// The finaliser of SplitMix64: every bit of the input affects every bit of the output, and no two inputs have the same
+/// output.
 fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -113,7 +118,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Whether a tail that was handed out before is still good.
+    /// Returns whether a tail that was returned earlier is still accepted.
     fn is_good(endings: &Endings, tail: Offset, name: u64) -> bool {
         endings.is_tail(tail, name, endings.since(name))
     }
@@ -138,15 +143,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_refused_when_it_can_no_longer_be_known() {
+    fn a_tail_is_refused_once_the_endings_after_it_are_forgotten() {
         let (endings, ours) = (Endings::new(), 7);
         let (tail, parked_since) = (endings.tail(ours), endings.since(ours));
-        // One name that ends again and again takes one place.
+        // A name that ends again and again occupies one slot.
         (0..200_000).for_each(|_| _ = endings.note(8));
         assert!(is_good(&endings, tail, ours));
         (0..NAMES as u64).for_each(|name| _ = endings.note(1_000 + name));
         assert!(!is_good(&endings, tail, ours));
-        assert!(endings.is_tail(tail, ours, parked_since), "an entry that has been there all the time knows");
+        assert!(endings.is_tail(tail, ours, parked_since), "an entry that existed all the time remembers the number");
         assert!(is_good(&endings, endings.tail(ours), ours));
         let recent = endings.recent.lock();
         assert_eq!((recent.numbers.len(), recent.names.len()), (NAMES, NAMES));

@@ -1,9 +1,9 @@
 //! Broadcasts with a remote engine.
 //!
-//! The node that broadcasts appends to all channels that the engine stores, and to the names that have waiters in this process and
-//! no channel. It knows nothing of the waiters of other nodes on names without a channel. Therefore it announces the broadcast
-//! first, and each other node appends to such names itself. Several nodes may append to one channel: the engine recognises
-//! the broadcast's id, and appends it once.
+//! The node that broadcasts appends to all channels that the engine stores, and to the names that have waiters in this
+//! process and no channel. It does not know which names without a channel have waiters on other nodes. Therefore it
+//! announces the broadcast first, and each other node appends to such names itself. Several nodes may append to one
+//! channel: the engine recognises the broadcast's id, and appends it once.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use matchit::Router;
@@ -32,15 +32,15 @@ const APPENDS: usize = 64;
 /// How many channels a node appends to at a time for the broadcasts of others.
 const RELAYED: usize = 16;
 
-/// How many broadcasts of other nodes a node queues, and how many bytes of them. It ignores those beyond.
+/// How many broadcasts of other nodes a node queues, and how many bytes. It drops those beyond.
 const QUEUED: usize = 1_024;
 const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 
-/// How long it takes at most until a broadcast that was announced is received, in milliseconds.
+/// The longest time between the announcement of a broadcast and its receipt, in milliseconds.
 const DELAY: u64 = 5_000;
 
-/// Appends to all channels whose names match the pattern of a broadcast, and to those that have waiters in this process and do not
-/// exist. Returns how many of these have it; which node has appended it does not matter.
+/// Appends a broadcast to all channels whose names match its pattern, and to matching names that have waiters in this
+/// process and no channel. Returns how many of these have the broadcast, whichever node has appended it.
 pub(crate) async fn broadcast(
     registry: &Arc<Registry>,
     remote: &Arc<dyn Remote>,
@@ -50,8 +50,8 @@ pub(crate) async fn broadcast(
     if broadcast.batch.size() > registry.limits.append {
         return Err(Error::TooLarge { limit: registry.limits.append });
     }
-    // First, so that every channel that came to exist before another node received it is known to either: to the node, as one
-    // that it has found a moment ago, or to the engine, when this node requests the names.
+    // Announced before this node requests the names, so that no channel is missed that is created meanwhile: either the
+    // names include it, or the node that receives the announcement has found it within the last `DELAY`.
     remote.announce(&broadcast).await?;
     let mut making = Making::new(registry.clone(), broadcast);
     making.absent(names).await;
@@ -67,16 +67,16 @@ pub(crate) async fn broadcast(
 
 type Appending = Pin<Box<dyn Future<Output = Result<Appended, Error>> + Send>>;
 
-/// A broadcast of this node, as far as it has come.
+/// The progress of a broadcast of this node.
 struct Making {
     registry: Arc<Registry>,
     broadcast: Arc<Announcement>,
     appends: FuturesUnordered<Appending>,
-    /// The names without a channel that it was appended to.
+    /// The names without a channel to which the broadcast was appended.
     created: HashSet<String>,
     reached: usize,
     full: Option<Limit>,
-    /// The engine cannot be reached.
+    /// The error that stopped the broadcast: usually, the engine is unreachable.
     failed: Option<Error>,
 }
 
@@ -99,7 +99,7 @@ impl Making {
         self.finish().await;
     }
 
-    /// Appends to channels that the engine stores. Those that have ended meanwhile are not created again.
+    /// Appends to channels that the engine stores. Does not recreate those that have ended meanwhile.
     async fn stored(&mut self, stored: Vec<String>, names: &Router<()>) {
         let mut slice = Slice::new();
         for name in stored {
@@ -169,11 +169,12 @@ enum Target {
     Exists,
 }
 
-/// Whether a node appends a broadcast to this name because of what it knows of it. `received` says when it received the
-/// broadcast, if another node makes it.
+/// Returns whether this node appends a broadcast to this name, and to what. `received` is the time at which this node
+/// received the broadcast, or `None` if the broadcast is its own.
 ///
-/// A channel that was found a moment before that, or since, did not exist when the other node requested the names, perhaps. It
-/// may have no waiters now: those that it had were woken, and their clients are about to come back.
+/// If this node found the channel less than `DELAY` before `received`, or later, the channel may not have existed when
+/// the other node requested the names. It may have no waiters now: they were woken, and their clients are about to
+/// return.
 fn target(entry: &Entry, received: Option<u64>) -> Option<Target> {
     let state = entry.lock();
     if state.log.is_none() {
@@ -183,7 +184,8 @@ fn target(entry: &Entry, received: Option<u64>) -> Option<Target> {
     (found.saturating_add(DELAY) >= received?).then_some(Target::Exists)
 }
 
-/// The broadcasts of other nodes, which the maintenance task relays one after the other, beside everything else.
+/// Relays the broadcasts of other nodes, one after the other. The maintenance task polls this along with its other
+/// work.
 #[derive(Default)]
 pub(super) struct Relay {
     queue: VecDeque<(Announcement, u64)>,
@@ -211,10 +213,10 @@ impl Relay {
         }
     }
 
-    /// Continues with what is under way, and begins as much as there is room for and the slice allows.
+    /// Polls the appends in flight, and starts as many more as `RELAYED` and the slice allow.
     pub(super) fn poll(&mut self, registry: &Arc<Registry>, slice: &mut Slice, cx: &mut Context<'_>) {
         loop {
-            // What becomes of an append is the business of the waiters: they read what was appended.
+            // The results are ignored: the waiters read what was appended.
             while let Poll::Ready(Some(_)) = self.appends.poll_next_unpin(cx) {}
             if self.current.is_none() && !self.begin() {
                 return;
@@ -231,7 +233,8 @@ impl Relay {
                         self.appends.push(Box::pin(append(registry, broadcast, entry.name().to_owned(), target)));
                     }
                 }
-                // The next one waits for the last append of this one: a channel has them in the order in which they were received.
+                // The next broadcast waits for the last append of this one, so that each channel has them in the order
+                // of their receipt.
                 None if self.appends.is_empty() => self.current = None,
                 None => return,
             }
@@ -242,7 +245,7 @@ impl Relay {
         }
     }
 
-    /// Begins with the next broadcast. Returns whether there was one; the current one is still `None` if its pattern is malformed.
+    /// Starts the next broadcast. Returns whether there was one. `current` stays `None` if its pattern is malformed.
     fn begin(&mut self) -> bool {
         let Some((broadcast, received)) = self.queue.pop_front() else { return false };
         self.bytes -= broadcast.batch.size();

@@ -50,7 +50,7 @@ impl Registry {
         self.closing.phase.fetch_max(DRAINING, Ordering::AcqRel);
     }
 
-    /// Ends all waits, on this thread.
+    /// Ends all waits before it returns.
     ///
     /// The phase is set before the first list is taken. A wait reads the phase under its channel's
     /// lock: either it parked before that lock was taken here, and is on the list, or it locks
@@ -70,7 +70,7 @@ impl Registry {
         }
     }
 
-    /// [`close`](Self::close), with other tasks running in between.
+    /// Like [`close`](Self::close), in slices, with other tasks running in between.
     pub(crate) async fn close_sliced(&self) {
         self.closing.phase.store(CLOSED, Ordering::Release);
         let (mut walk, mut woken) = (Walk::default(), Woken::nobody());
@@ -89,8 +89,8 @@ impl Registry {
         .await;
     }
 
-    /// Ends up to `most` waits and returns their number. It continues the walk, goes round once at most, and lets other tasks run
-    /// in between.
+    /// Ends up to `most` waits and returns their number. Continues `walk`, wraps around at most once, and lets other
+    /// tasks run in between.
     pub(crate) async fn release(&self, walk: &mut Walk, most: usize) -> usize {
         let (mut left, mut ends, mut woken) = (most, 0, Woken::nobody());
         sliced(|slice| {

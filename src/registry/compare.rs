@@ -38,8 +38,8 @@ impl Registry {
         to_read
     }
 
-    /// Makes a channel live if its log is what was compared, and still is. Returns whether it is live, and the tasks to be woken
-    /// for that; `None` if it was not to be confirmed any more.
+    /// Makes a channel live if its log matches the cached entries that were compared, and these have not changed since.
+    /// Returns whether it is live, and the tasks to wake; `None` if the channel need not be confirmed any more.
     fn confirm_one(&self, entry: &Entry, held: &Held<'_>, seen: Seen) -> Option<(bool, Woken)> {
         let mut state = entry.lock();
         let (tail, now) = (self::held(entry.name(), &state).tail, self.now());

@@ -57,11 +57,11 @@ impl Registry {
         })
     }
 
-    /// The channel, if it exists and was created in this way.
+    /// Returns the channel, if it exists and was created in the same way.
     fn created(&self, name: &str, creation: &Creation) -> Result<Option<Created>, Error> {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
         self.visit(&entry, |state| match self.living(&entry, state, self.now()) {
-            // That a broadcast created it is for the change to see to.
+            // If a broadcast created it, the caller turns it into an ordinary channel.
             Some(kept) if kept.transient => kept.compare(creation).map(|()| None),
             Some(kept) => {
                 kept.compare(creation)?;

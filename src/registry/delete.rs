@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Registry {
-    /// Deletes a channel with all that it holds, and returns where it ended, and the waiters to be woken.
+    /// Deletes a channel and its log. Returns its tail and the waiters to wake.
     ///
     /// While it has forks its name stays taken; they have what they inherited.
     pub(crate) fn delete(&self, name: &str) -> Result<(Offset, Woken), Error> {
@@ -44,11 +44,12 @@ impl Registry {
         }
     }
 
-    /// Takes a log out of its channel, and returns whether there was one.
+    /// Removes the log of a channel. Returns whether there was one.
     pub(super) fn forget(&self, entry: &Entry, state: &mut State) -> bool {
         let Some(kept) = self.take_out(state) else { return false };
         if self.remote.is_none() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
-            // A client that has been away since before all that must be told.
+            // A client with an older absent tail has missed messages. Number this ending, so that the absent tail is
+            // refused.
             state.since = self.endings.note(self.map.hash(entry.name()));
         }
         true
@@ -66,10 +67,10 @@ impl Registry {
         Some(kept)
     }
 
-    /// Counts forks that have ended at the channels that they were forked from. The last fork of a deleted channel ends that
-    /// too, and so on upwards. Returns whether none is left to be counted.
+    /// Subtracts ended forks from the fork counts of their parents. If the parent is a tombstone and this was its last
+    /// fork, the parent ends too, and may itself be a fork. Returns whether all ended forks are settled.
     ///
-    /// No operation depends on it but the memory that tombstones take: what is left is done by the next one.
+    /// This only frees the memory of tombstones, so the next operation can do the rest.
     pub(super) fn settle(&self, slice: &mut Slice) -> bool {
         while let Some(parent) = self.orphans.pop() {
             self.settle_one(&parent);
@@ -95,7 +96,7 @@ impl Registry {
         }
     }
 
-    /// Counts the forks that ended last, one or two: every operation does as much.
+    /// Settles up to [`STEP`] ended forks. Every operation does this.
     pub(super) fn settle_some(&self) {
         for parent in (0..STEP).map_while(|_| self.orphans.pop()) {
             self.settle_one(&parent);

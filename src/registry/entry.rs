@@ -34,8 +34,8 @@ pub(super) struct Kept {
     /// Its place in the queue of expiries.
     pub(super) due: Option<Ticket>,
     special: Option<Box<Special>>,
-    /// Created by a broadcast for waiters on a name without a channel: it expires soon after its last reader, and is evicted
-    /// before another channel is refused. Anything else that is written to it makes it a channel like any other.
+    /// Created by a broadcast for waiters on a name without a channel: it expires soon after its last reader, and is
+    /// evicted before another channel is refused. Any other write turns it into an ordinary channel.
     pub(super) transient: bool,
     /// Created by name rather than by an append: it stays until it is deleted.
     pub(super) explicit: bool,
@@ -126,7 +126,7 @@ impl Entry {
 }
 
 impl State {
-    /// Whether a request waits on it, or is an event stream that is about to.
+    /// Whether the channel has a parked wait, or an event stream that is not parked at the moment.
     pub(super) fn is_waited_on(&self) -> bool {
         self.waiters.len() > 0 || self.waiters.admitted() > 0
     }

@@ -102,7 +102,8 @@ impl Expiries {
 }
 
 impl Registry {
-    /// Looks after the next few channels that are due, and the forks that ended: every operation does as much.
+    /// Trims or evicts up to [`STEP`] due channels of each queue, and settles up to as many ended forks. Every
+    /// operation does this.
     pub(super) fn step(&self, now: u64) {
         self.settle_some();
         for queue in [&self.expiries, &self.transients] {
@@ -130,17 +131,17 @@ impl Registry {
         self.settle(slice) && lacking == Limit::History && !slice.step() && self.evict_transient(now)
     }
 
-    /// Whether [`make_room`](Self::make_room) has not come to its end, for this time.
+    /// Returns whether [`make_room`](Self::make_room) has left channels in the queue that are due at `now`.
     pub(crate) fn may_have_room(&self, now: u64) -> bool {
         self.expiries.is_due(now)
     }
 
-    /// Looks after a channel that is due, and returns whether that has freed something.
+    /// Trims or evicts a channel that is due. Returns whether this has freed anything.
     fn look_after(&self, entry: &Weak<Entry>, ticket: Ticket, now: u64) -> bool {
         let Some(entry) = entry.upgrade() else { return false };
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
-        // It may have been deleted, and created again, since its turn came.
+        // The channel may have been deleted, and created again, since it was taken from the queue.
         let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { return false };
         kept.due = None;
         let over = kept.is_over(waited_on, now);
@@ -156,17 +157,18 @@ impl Registry {
         if over {
             self.bury(&entry, &mut state);
         } else {
-            // It was not deleted: its name is free, whatever forks it has.
+            // The channel was not deleted by name, so its name is free even if it has forks.
             self.forget(&entry, &mut state);
         }
         self.leave_evicted(&entry, state);
         true
     }
 
-    /// Wakes the waiters of a channel that was evicted, and takes it out of the map.
+    /// Wakes the waiters of an evicted channel, and removes its entry from the map if it is vacant.
     ///
-    /// An operation on any channel may do this beside its own work, so it wakes a few at most: a channel that expires while it has
-    /// waiters does so at a fixed time, for which each of them has set its timer.
+    /// An operation on any channel may do this in addition to its own work, so it wakes the waiters only if they are
+    /// few. Otherwise their timers do: a channel that expires while it has waiters does so at a fixed time, and each
+    /// waiter has set its timer to that time.
     fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, State>) {
         const FEW: usize = 64;
         let woken = if state.waiters.len() <= FEW { state.waiters.take() } else { Woken::nobody() };
@@ -178,9 +180,9 @@ impl Registry {
         }
     }
 
-    /// Evicts the transient channel that expires first, of those that no request holds.
+    /// Evicts the transient channel that expires first among those that no request uses. Returns whether there was one.
     pub(super) fn evict_transient(&self, now: u64) -> bool {
-        /// Requests hold the channels whose waiters were woken and have not read yet.
+        /// How many channels are tried. A channel is in use while a woken wait has not read it yet.
         const TRIES: usize = 8;
         for _ in 0..TRIES {
             let Some((ticket, entry)) = self.transients.pop_due(u64::MAX) else { return false };
@@ -189,7 +191,7 @@ impl Registry {
             let waited_on = state.waiters.len() > 0;
             let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { continue };
             kept.due = None;
-            // A wait holds its entry until it has read: beside it are the map and this function.
+            // A wait has a reference to its entry until it has read. The other two are the map's and this function's.
             if waited_on || Arc::strong_count(&entry) > 2 {
                 kept.touched = now;
                 self.queue(kept, &entry, now);
@@ -202,7 +204,7 @@ impl Registry {
         false
     }
 
-    /// Evicts what the map holds beyond its limit for the sake of broadcasts. Returns whether that is done.
+    /// Evicts transient channels while all channels together exceed the limit. Returns whether this is done.
     pub(super) fn evict_surplus(&self, slice: &mut Slice) -> bool {
         while self.usage.has_surplus(&self.limits) && self.evict_transient(self.now()) {
             if slice.step() {
@@ -212,7 +214,7 @@ impl Registry {
         true
     }
 
-    /// Drops what is too old from a log, and returns whether there was something.
+    /// Trims expired entries from a log. Returns whether there were any.
     pub(super) fn expire(&self, kept: &mut Kept, now: u64) -> bool {
         let oldest = self.retention.age.and_then(|age| now.checked_sub(millis(age)));
         let freed = oldest.map_or(0, |oldest| kept.log.expire(oldest));
@@ -220,8 +222,8 @@ impl Registry {
         freed > 0
     }
 
-    /// Queues a log, unless it is queued, for when it may have to be evicted or shortened: never for `now` or before, so that a
-    /// walk over what is due comes to an end.
+    /// Queues a log, unless it is queued already, for the time at which it may have to be trimmed or evicted. That time
+    /// is always later than `now`, so that a walk over the due channels terminates.
     pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
         if kept.due.is_some() || kept.is_buried() {
             return;
@@ -232,7 +234,7 @@ impl Registry {
         }
     }
 
-    /// Queues a log whose lifetime has changed since it was queued.
+    /// Moves a log in the queue after its lifetime has changed.
     pub(super) fn requeue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
         self.unqueue(kept);
         self.queue(kept, entry, now);
@@ -248,7 +250,7 @@ impl Registry {
         if kept.transient { &self.transients } else { &self.expiries }
     }
 
-    /// Makes a transient channel one like any other, if there is room for that.
+    /// Turns a transient channel into an ordinary one, if the limit on channels allows.
     pub(super) fn keep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) -> Result<(), Error> {
         if kept.transient {
             self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
@@ -278,8 +280,9 @@ impl Registry {
         }
     }
 
-    /// When a log that was not created explicitly expires: all of it is too old, and its readers should be back. One that a
-    /// broadcast created is not kept for longer than for its readers.
+    /// Returns the time at which a log that was not created explicitly is forgotten: all of its entries have expired,
+    /// and its last reader has had [`LINGER`] to return. A transient log exists for its readers only, so the age of its
+    /// entries does not matter.
     fn forgotten_at(&self, kept: &Kept) -> Option<u64> {
         let unread = kept.touched.saturating_add(LINGER);
         if kept.transient {
@@ -311,7 +314,7 @@ mod tests {
         Registry::new(Limits::default(), Retention::default())
     }
 
-    /// Runs something that must come to an end.
+    /// Fails if `run` does not terminate.
     fn ends(what: &str, run: impl FnOnce() + Send + 'static) {
         let (done, wait) = mpsc::channel();
         thread::spawn(move || {
@@ -322,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_that_expires_at_once_is_kept_while_it_has_a_waiter_and_ends_no_walk() {
+    fn a_channel_that_expires_at_once_is_kept_while_it_has_a_waiter_and_walks_terminate() {
         ends("a walk over what is due", || {
             for window in [Duration::ZERO, Duration::from_micros(999)] {
                 let registry = registry();
@@ -334,7 +337,7 @@ mod tests {
                 let entry = registry.enter("/x");
                 let key = entry.lock().waiters.park(Waker::noop().clone());
                 let (_, woken) = registry.create("/x", &creation).unwrap();
-                // The wait that this wakes is back before anything else is done.
+                // The woken wait parks again before anything else happens.
                 woken.wake();
                 assert!(entry.lock().waiters.remove(key).is_none());
                 let key = entry.lock().waiters.park(Waker::noop().clone());

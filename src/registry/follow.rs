@@ -37,9 +37,9 @@ pub(super) struct Follow {
     pub(super) pending: VecDeque<Notice>,
     /// Who needs the channel to be live, and does not wait on it.
     pub(super) joining: Waiters,
-    /// The absent tail of the name, as the engine reported it last: also of a channel that exists.
+    /// The absent tail of the name that the engine reported last, even if the channel exists.
     pub(super) absent_tail: Offset,
-    /// When this process learned that the channel exists, if it knew of none before.
+    /// When this process found the channel, if it had no cached entries of it before.
     pub(super) found: Option<u64>,
     /// When somebody last waited on it or asked for it.
     pub(super) wanted: u64,
@@ -113,7 +113,7 @@ impl Asked {
         Self { queue: Mutex::new(AskedQueue::default()) }
     }
 
-    /// Takes the queue, and with it the waker, which must not be dropped under the lock.
+    /// Takes the queue together with its waker, which must not be dropped under the lock.
     pub(super) fn take(&self) -> AskedQueue {
         std::mem::take(&mut *self.queue.lock())
     }
@@ -158,7 +158,8 @@ impl Registry {
         }
     }
 
-    /// Begins to follow a channel, unless it is followed. Returns the task to be woken for that, once the lock is released.
+    /// Starts to follow a channel, unless it is followed already. Returns the maintenance task, to be woken once the
+    /// lock is released.
     pub(super) fn follow(&self, entry: &Arc<Entry>, state: &mut State) -> Result<Woken, Error> {
         let now = self.now();
         if let Some(follow) = &mut state.follow {
@@ -176,7 +177,8 @@ impl Registry {
         Ok(self.ask(|queue| queue.to_follow.push(entry.clone())))
     }
 
-    /// Stops following a channel, and drops its cached entries. Returns the tasks to be woken for that.
+    /// Stops following a channel, and drops its cached entries. Returns the tasks that wait for it to become live, to
+    /// be woken.
     pub(super) fn unfollow(&self, entry: &Entry, state: &mut State) -> Woken {
         let joining = state.follow.take().map(|mut follow| follow.joining.take());
         self.usage.leave_followed();
@@ -184,7 +186,8 @@ impl Registry {
         joining.unwrap_or_else(Woken::nobody)
     }
 
-    /// Has a live channel read from the log again. Returns the task to be woken for that, once the lock is released.
+    /// Queues a live channel to be read from the log again. Returns the maintenance task, to be woken once the lock is
+    /// released.
     pub(super) fn doubt(&self, entry: &Arc<Entry>, state: &mut State) -> Woken {
         let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Live) else {
             return Woken::nobody();

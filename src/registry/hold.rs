@@ -36,7 +36,7 @@ enum Taken {
 }
 
 impl Registry {
-    /// Takes in what was heard of a channel, and returns the tasks to be woken for that.
+    /// Applies a notice to the cached entries of a channel. Returns the tasks to wake.
     pub(super) fn hear(&self, name: &str, notice: Notice) -> Woken {
         let Some(entry) = self.map.find(name) else { return Woken::nobody() };
         let mut state = entry.lock();
@@ -139,7 +139,7 @@ impl Registry {
         }
     }
 
-    /// Puts what was read beside what is held. Returns whether that is all there is, and the tasks to be woken for it.
+    /// Adds what was read to the cached entries. Returns whether these are complete, and the tasks to wake.
     fn put(&self, entry: &Arc<Entry>, found: Found) -> (bool, Woken) {
         let now = self.now();
         let mut state = entry.lock();
@@ -150,8 +150,8 @@ impl Registry {
         self.go_live(&mut state, changed, complete)
     }
 
-    /// Takes in what was heard while the log was read, and makes the channel live if that is all there is: returns whether it is,
-    /// and the tasks to be woken for it.
+    /// Applies the notices that were received while the log was read, and makes the channel live if its cached entries
+    /// are complete. Returns whether it is live, and the tasks to wake.
     pub(super) fn go_live(&self, state: &mut State, mut changed: bool, mut complete: bool) -> (bool, Woken) {
         let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
         if complete {

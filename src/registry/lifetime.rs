@@ -9,10 +9,10 @@ use super::{
 };
 
 impl Registry {
-    /// The log of a channel, if there is one that has not expired.
+    /// Returns the log of a channel, unless it has expired.
     ///
-    /// A wait on a channel that expires at a fixed time has a timer for that, and an idle channel has no
-    /// waiters: so no waiter need be woken here.
+    /// No waiter need be woken here: a wait on a channel that expires at a fixed time has set its timer to that time,
+    /// and an idle channel has no waiters.
     pub(super) fn living<'a>(&self, entry: &Entry, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
         let waited_on = state.waiters.len() > 0;
         if state.log.as_ref().is_some_and(|kept| !kept.is_buried() && kept.is_over(waited_on, now)) {

@@ -50,7 +50,7 @@ impl Default for Limits {
 pub(crate) struct Usage {
     waits: AtomicUsize,
     channels: Counter,
-    /// Beside those: channels that broadcasts created.
+    /// Transient channels, which are not among those.
     transients: Counter,
     followed: Counter,
     history: Counter,
@@ -88,7 +88,7 @@ impl Usage {
         self.channels.load(Relaxed) + self.transients.load(Relaxed)
     }
 
-    /// Whether transient channels are to be evicted for the sake of others.
+    /// Returns whether transient channels must be evicted to make room for others.
     pub(super) fn has_surplus(&self, limits: &Limits) -> bool {
         self.transients.load(Relaxed) > 0 && self.channels() > limits.channels
     }
@@ -142,7 +142,7 @@ impl Usage {
         self.channels.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)
     }
 
-    /// Counts a channel that a broadcast creates: each is for a waiter, and the limit on those is theirs.
+    /// Counts a transient channel. Each is created for a waiter, so the limit on waits bounds their number.
     pub(super) fn admit_transient(&self, limits: &Limits) -> Result<(), Limit> {
         let admit = |transients| (transients < limits.channels.max(limits.waits)).then_some(transients + 1);
         self.transients.fetch_update(Relaxed, Relaxed, admit).map(drop).map_err(|_| Limit::Channels)

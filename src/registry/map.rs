@@ -69,13 +69,13 @@ impl Map {
         }
     }
 
-    /// All entries. A walk, not a snapshot: an entry that is added or removed meanwhile may be met or not.
+    /// Returns all entries. This is no snapshot: an entry that is added or removed meanwhile may be returned or not.
     pub(super) fn entries(&self) -> impl Iterator<Item = Arc<Entry>> {
         let mut walk = Walk::default();
         std::iter::from_fn(move || self.next(&mut walk))
     }
 
-    /// The next entry of a walk.
+    /// Returns the next entry of a walk.
     pub(super) fn next(&self, walk: &mut Walk) -> Option<Arc<Entry>> {
         loop {
             if let Some(entry) = walk.entries.next() {
@@ -109,8 +109,8 @@ impl Drop for Map {
     }
 }
 
-/// How far a walk over all entries has come: a shard is copied at a time, so that none is locked for long, and a poll can stop
-/// in between.
+/// The progress of a walk over all entries. The walk copies one shard at a time, so that no shard is locked for long
+/// and a poll can stop in between.
 #[derive(Default)]
 pub(crate) struct Walk {
     shard: usize,

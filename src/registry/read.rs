@@ -65,7 +65,8 @@ impl Registry {
         }
     }
 
-    /// The absent tail of a name. With a remote engine, the last that it reported: it has the last word.
+    /// Returns the absent tail of a name. With a remote engine, this is the one that the engine reported last; the
+    /// engine decides whether it still accepts it.
     pub(crate) fn absent_tail(&self, name: &str) -> Offset {
         if self.remote.is_some() {
             return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().remote_absent_tail());
@@ -78,7 +79,7 @@ impl Registry {
         self.map.enter(name, |hash| self.endings.since(hash))
     }
 
-    /// Where a read starts, if its offset is the absent tail of this name: before anything that was appended.
+    /// Resolves the absent tail of this name to the start of the log. Returns any other start unchanged.
     pub(super) fn resolve(&self, entry: &Entry, state: &State, start: Start) -> Start {
         match start {
             Start::After(offset) if offset.position() == 0 && self.is_absent_tail(entry, state, offset) => {
@@ -95,7 +96,7 @@ impl Registry {
         }
     }
 
-    /// What there is of a name without an entry.
+    /// Reads a name without an entry.
     fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
         let absent_tail = self.absent_tail(name);
         let known = match start {
@@ -138,7 +139,7 @@ impl Registry {
     }
 }
 
-/// What there is of a channel that does not exist, for a client whose offset is `known` to be good.
+/// Returns an empty reading of a channel that does not exist, if the client's offset is `known` to be good.
 fn absent(absent_tail: Offset, known: bool) -> Result<Reading, Gone> {
     if known { Ok(Reading::unknown(absent_tail)) } else { Err(Gone::new(Reason::Unknown, absent_tail, absent_tail)) }
 }

@@ -1,4 +1,4 @@
-//! How much work one poll does before it lets other tasks run.
+//! Bounds the work of one poll, so that other tasks can run.
 
 use std::{
     future::poll_fn,
@@ -9,20 +9,20 @@ use std::{
 #[cfg(not(comet_loom))]
 use std::time::{Duration, Instant};
 
-/// One poll's share of work that grows with the number of channels or waiters: half a millisecond, so that what one step
-/// does beyond it stays within one.
+/// The time that one poll may spend on work that grows with the number of channels or waiters: half a millisecond, so
+/// that a poll takes less than one even if its last step overruns.
 ///
-/// The clock is the machine's, also where tokio's is paused: this is about the time that a thread is busy. Few steps do
-/// not read it.
+/// A slice measures real time even if tokio's clock is paused, because it bounds how long a thread is busy. It reads
+/// the clock once in `STEPS` steps, so a poll of fewer steps does not read it at all.
 pub(crate) struct Slice {
     steps: u32,
-    /// It stays over, whoever asks first.
+    /// Set when a step finds that the time is used up. Later steps do not read the clock.
     over: bool,
     #[cfg(not(comet_loom))]
     began: Option<Instant>,
 }
 
-/// A clock is read after as many steps, each of which takes a few microseconds at most.
+/// The number of steps between two reads of the clock. A step takes a few microseconds at most.
 #[cfg(not(comet_loom))]
 const STEPS: u32 = 32;
 
@@ -39,7 +39,7 @@ impl Slice {
         }
     }
 
-    /// Counts one step, and returns whether this slice is over.
+    /// Counts one step. Returns whether this slice is over.
     pub(crate) fn step(&mut self) -> bool {
         self.steps += 1;
         self.over = self.over || self.is_long();
@@ -58,11 +58,11 @@ impl Slice {
     }
 }
 
-/// Runs `work` a slice at a time, and lets other tasks run in between. `work` returns whether all of it is done.
+/// Calls `work` with one slice in each poll, and lets other tasks run in between, until `work` returns `true`.
 ///
 /// # Cancel safety
 ///
-/// Dropped in between, the rest is not done, unless dropping `work` does it.
+/// If this future is dropped early, the rest of the work is not done, unless dropping `work` does it.
 pub(crate) async fn sliced(mut work: impl FnMut(&mut Slice) -> bool) {
     poll_fn(|cx| poll_sliced(cx, &mut work)).await;
 }
@@ -73,7 +73,7 @@ pub(crate) async fn yield_now() {
     sliced(|_| mem::replace(&mut yielded, true)).await;
 }
 
-/// One slice of work that [`sliced`] would run to its end.
+/// Calls `work` with one slice, as [`sliced`] does in each poll. Wakes the task again unless `work` returns `true`.
 pub(crate) fn poll_sliced(cx: &Context<'_>, work: impl FnOnce(&mut Slice) -> bool) -> Poll<()> {
     if work(&mut Slice::new()) {
         return Poll::Ready(());

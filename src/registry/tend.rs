@@ -109,19 +109,19 @@ struct Tending {
     probe: Option<Work>,
     sent: u64,
     heard: (u64, Instant),
-    /// Waiters of the last notice, still to be woken.
+    /// Waiters of the last notice that have not been woken yet.
     woken: Woken,
-    /// The round that is under way: each tick begins one, unless there is one.
+    /// The current round. Each tick starts one, unless the last one is unfinished.
     round: Option<Round>,
 }
 
-/// A walk over all channels: it stops following those that nothing wants any more, has those read that could not be, and has those
-/// compared that have been quiet.
+/// A walk over all channels. It stops following those that are no longer used, queues those whose last read failed to
+/// be read again, and queues those that have been quiet to be compared.
 struct Round {
     walk: Walk,
-    /// While those of an earlier round are not compared yet, no more are added.
+    /// Whether this round queues channels to be compared: not while those of an earlier round are pending.
     compares: bool,
-    /// The names of those that are not followed any more.
+    /// The names of the channels that are no longer followed.
     idle: Vec<String>,
 }
 
@@ -129,7 +129,7 @@ enum Event {
     Heard,
     Asked,
     Tick,
-    /// A round has come to its end: the names of channels to unsubscribe from.
+    /// A round is complete. Contains the names of the channels to unsubscribe from.
     Idle(Vec<String>),
     End(End),
 }
@@ -262,7 +262,8 @@ impl Tending {
             self.round = Some(round);
             cx.waker().wake_by_ref();
         }
-        // The tasks that are woken run when this returns: so many notices, and then all else is polled again.
+        // Woken tasks may have to wait until this returns, so it stops after `HEARD` notices, and everything else is
+        // polled again.
         for _ in 0..HEARD {
             if !self.woken.wake_some(&mut slice) {
                 cx.waker().wake_by_ref();
@@ -272,7 +273,7 @@ impl Tending {
                 Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
                 Some((_, Notice::Broadcast(broadcast))) => {
                     self.relay.push(broadcast, registry.now());
-                    // Polled again at once, to begin with it.
+                    // Poll again at once, to start it.
                     cx.waker().wake_by_ref();
                 }
                 Some((name, notice)) => self.woken = registry.hear(&name, notice).contain(),
@@ -304,9 +305,9 @@ impl Registry {
         Poll::Pending
     }
 
-    /// All channels that are followed, to be subscribed to and read again: those with the most waiters first.
+    /// Returns all followed channels, to be subscribed to and read again, those with the most waiters first.
     async fn begin_again(&self) -> Vec<Arc<Entry>> {
-        // By the number of bits of the number of waiters: near enough, and it takes no sort of them all.
+        // Ordered by the logarithm of the number of waiters, which is exact enough and needs no sort of all channels.
         let (mut by_waiters, mut walk) = (BTreeMap::<_, Vec<_>>::new(), Walk::default());
         sliced(|slice| {
             while let Some(entry) = self.map.next(&mut walk) {
@@ -327,7 +328,7 @@ impl Registry {
         by_waiters.into_values().flatten().collect()
     }
 
-    /// Goes on with a round, and returns whether it has come to its end.
+    /// Continues a round. Returns whether it is complete.
     fn tend_to(&self, round: &mut Round, backlog: &mut Backlog, slice: &mut Slice) -> bool {
         while let Some(entry) = self.map.next(&mut round.walk) {
             self.tend_to_one(&entry, round, backlog);
@@ -347,7 +348,7 @@ impl Registry {
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
         if waited_on && state.follow.is_none() {
-            // It could not be followed when the wait began.
+            // Following the channel failed when the wait began.
             _tender = self.follow(entry, &mut state);
         }
         let Some(follow) = &mut state.follow else { return };
@@ -362,13 +363,13 @@ impl Registry {
             return self.map.vacate(entry);
         }
         let check = match follow.idle {
-            // In time for the engine to see that there is a waiter.
+            // Often enough that the engine does not expire a channel that has a waiter.
             Some(window) if waited_on => CHECK.min(window / 3),
             _ => CHECK,
         };
         match follow.stage {
             Stage::Reading => {}
-            // The engine is there, but has refused to read this one.
+            // The engine is reachable, but the last read of this channel failed.
             Stage::Lost => {
                 follow.begin();
                 backlog.to_read.push_back(entry.clone());
@@ -381,10 +382,11 @@ impl Registry {
         }
     }
 
-    /// The connection is lost.
+    /// Marks all followed channels as lost, and wakes the tasks that wait for one of them to become live.
     async fn lose(&self, why: &str) {
         self.health.lose(why.to_owned());
-        // Before the walk, so that no channel that is followed after it is forgotten; those are refused.
+        // Emptied before the walk, so that no channel is dropped that is followed after it. Until the next connection,
+        // following is refused.
         drop(self.asked.take());
         let (mut walk, mut joining) = (Walk::default(), Woken::nobody());
         sliced(|slice| {

@@ -1,4 +1,4 @@
-//! Waking a wait at its deadline.
+//! The timer that wakes a wait at its deadline.
 
 use pin_project_lite::pin_project;
 use std::{future::Future, pin::Pin, task::Context};
@@ -6,12 +6,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::sync::assert_unlocked;
 
-/// A deadline that never comes, on the registry's clock.
+/// The deadline of a wait that does not time out, on the registry's clock.
 pub(crate) const NEVER: u64 = u64::MAX;
 
 pin_project! {
-    /// The timer of one wait, or none yet. It lies within the wait: no list of timers is shared, and no lock of ours is
-    /// held while tokio's timer is polled.
+    /// The timer of one wait, or none yet. The wait owns it: no list of timers is shared, so no lock is held while
+    /// tokio's timer is polled.
     pub(super) struct Timer {
         #[pin]
         sleep: Option<Sleep>,
@@ -23,12 +23,14 @@ impl Timer {
         Self { sleep: None }
     }
 
-    /// Has the task woken at a deadline, or once before it: a timer of the same task that is set for an earlier deadline
-    /// stays as it is, so that an event stream, which puts its deadline off with each event, does not set it each time.
+    /// Wakes the task at `deadline`, and possibly once before it: a timer that the same task has set to an earlier
+    /// deadline is not reset. An event stream postpones its deadline with each event, and would otherwise reset its
+    /// timer each time.
     ///
-    /// Unless it is known to be the `same_task` that set the timer, a new one is made on the runtime that polls: a wait that
-    /// was polled on another runtime before does not depend on whether that is driven, blocked, or gone. For the same reason a
-    /// timer that has elapsed is not polled again: if it has because its runtime was shut down, that would panic.
+    /// Unless the caller knows that the `same_task` set the timer, this creates a new timer on the current runtime, so
+    /// that the wait does not depend on an earlier runtime, which may be blocked, not driven or shut down. For the same
+    /// reason an elapsed timer is not polled again: a timer also elapses when its runtime shuts down, and polling it
+    /// then panics.
     ///
     /// # Panics
     ///
@@ -41,7 +43,7 @@ impl Timer {
             Some(sleep) => sleep.reset(deadline),
             None => sleep.set(Some(sleep_until(deadline))),
         }
-        // If the task's cooperative budget is used up, tokio does not start the timer, and wakes the task instead.
+        // If the task's cooperative budget is used up, tokio wakes the task instead of starting the timer.
         if sleep.as_pin_mut().is_some_and(|sleep| sleep.poll(cx).is_ready()) {
             cx.waker().wake_by_ref();
         }
@@ -90,7 +92,7 @@ mod tests {
         Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
     }
 
-    /// Sets the timer to so many milliseconds from now, on a runtime.
+    /// Sets the timer to `millis` from now, on the runtime `on`.
     fn set(on: &Runtime, timer: Pin<&mut Timer>, millis: u64, same_task: bool, waker: &Waker) {
         let _entered = on.enter();
         timer.set(Instant::now() + Duration::from_millis(millis), same_task, &mut Context::from_waker(waker));
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_woken_at_the_deadline_and_once_before_it_if_that_was_put_off() {
+    fn a_task_is_woken_at_the_deadline_and_once_before_it_if_the_deadline_was_postponed() {
         let (on, woken) = (runtime(), Arc::<Woken>::default());
         let (waker, mut timer) = (Waker::from(woken.clone()), pin!(Timer::new()));
         set(&on, timer.as_mut(), 1_000, false, &waker);

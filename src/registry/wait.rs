@@ -24,7 +24,7 @@ use crate::{
 };
 
 pin_project! {
-    /// A wait for whatever is appended after an offset. Its deadline is given with each poll.
+    /// A wait for messages after an offset. The deadline is an argument of each poll.
     ///
     /// Dropping it removes its waker from the list of waiters in constant time, and the channel from the map if nothing else
     /// keeps it there.
@@ -40,8 +40,8 @@ struct Waiter {
     registry: Arc<Registry>,
     entry: Arc<Entry>,
     after: Offset,
-    /// The parts of its key into the list of waiters, without what a nested type would be padded with: a parked request is to
-    /// fit into an allocator's class of 192 bytes.
+    /// The parts of the [`Key`] into the list of waiters. A nested key would add padding, and a parked request must fit
+    /// into an allocator's size class of 192 bytes.
     round: u64,
     slot: Option<NonZeroU32>,
     /// Whether the channel existed when the wait began.
@@ -49,24 +49,25 @@ struct Waiter {
     admission: Admission,
     /// Off the list, of a channel that is not to vanish with this wait.
     left: bool,
-    /// A read from the engine, while the cached entries do not tell what follows the offset.
+    /// A pending read from the remote engine. Started if the offset could not be resolved against the cached entries.
     question: Option<Box<Question>>,
 }
 
-/// Which counts of waits a wait is in: of all waits ([`Usage`](super::Usage)), and of those on its channel (its entry's list).
+/// Which counts include a wait: the count of all waits ([`Usage`](super::Usage)), and that of its channel (the entry's
+/// list of waiters).
 ///
-/// The count of the channel changes under the channel's lock. A wait that is in it keeps the entry in the map, so it leaves
-/// the count of the same entry that it entered.
+/// The channel's count changes under the channel's lock. A counted wait keeps its entry in the map, so it always leaves
+/// the count of the entry that counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
-    /// In neither.
+    /// Neither count.
     None,
-    /// In both, until it is answered: a poll, or a subscription's.
+    /// Both counts, until the wait is answered: a poll or a subscription.
     Once,
-    /// In both for as long as it lives: an event stream.
+    /// Both counts, until the wait is dropped: an event stream.
     Lasting,
-    /// It was answered and has left the count of the channel. It leaves the other when it is dropped: being the last may
-    /// wake tasks, which must not happen under the lock.
+    /// Only the count of all waits, because the wait was answered. It leaves that count when it is dropped and not
+    /// earlier: the last wait to leave wakes tasks, which must not happen under the lock.
     Answered,
 }
 
@@ -79,14 +80,14 @@ enum Next {
     Sleep {
         /// On the registry's clock.
         until: u64,
-        /// The same task was parked already.
+        /// Whether the same task was parked already.
         again: bool,
     },
     /// Clones the waker, which is foreign code, and checks again.
     CloneWaker,
     /// Looks the channel up again: this entry has left the map.
     Reenter,
-    /// Asks the remote engine.
+    /// Reads from the remote engine.
     Ask,
 }
 
@@ -108,12 +109,13 @@ pub(crate) enum Ended {
 }
 
 impl Wait {
-    /// A wait for what follows an offset that a reading returned; `existed` says whether that found a channel.
+    /// Creates a wait for messages after an offset that a reading returned. `existed` is whether that reading found a
+    /// channel.
     pub(crate) fn new(registry: Arc<Registry>, name: &str, after: Offset, existed: bool) -> Self {
         Self::on(registry.enter(name), registry, after, existed)
     }
 
-    /// The same, on an entry that the caller has. It may have left the map meanwhile.
+    /// Creates a wait on an entry that the caller has looked up. The entry may have left the map meanwhile.
     pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
         let (round, slot, question) = (0, None, None);
         let (admission, left) = (Admission::None, false);
@@ -133,7 +135,8 @@ impl Wait {
         waiter.existed = true;
     }
 
-    /// Where it goes on from. While the channel does not exist, a poll moves it to the current absent tail.
+    /// Returns the offset after which the wait continues. While the channel does not exist, a poll moves it to the
+    /// current absent tail.
     pub(crate) fn after(&self) -> Offset {
         self.waiter.after
     }
@@ -162,7 +165,8 @@ impl Wait {
         Ok(())
     }
 
-    /// Counts this wait whatever the limits are: they bound HTTP clients, and this is a subscription of the application.
+    /// Counts this wait without checking the limits, which bound HTTP clients only. For a subscription of the
+    /// application.
     pub(crate) fn admit_always(&mut self) {
         let Waiter { registry, entry, admission, .. } = &mut self.waiter;
         *admission = registry.admitted(entry, |state| {
@@ -176,11 +180,12 @@ impl Wait {
         &self.waiter.registry
     }
 
-    /// Reads the channel, and parks if there is nothing until a deadline on the registry's clock, at which the task is
-    /// woken too. `limit` is as for [`Registry::read`]. A wait that has timed out can be polled again.
+    /// Reads the channel, and parks if there is nothing to read. The task is woken when the channel changes, and at the
+    /// deadline `until`, which is on the registry's clock. `limit` is as for [`Registry::read`]. A wait that has timed
+    /// out can be polled again.
     ///
-    /// The clock is read first, and the log *before* the deadline is compared: what was appended in the microsecond before that
-    /// is an answer, and a time-out never skips it.
+    /// This reads the clock first, then the log, and checks the deadline last. So a message that is appended just
+    /// before the deadline is returned, and a time-out never skips it.
     ///
     /// # Panics
     ///
@@ -189,7 +194,8 @@ impl Wait {
         self.poll_by(false, cx, until, limit)
     }
 
-    /// [`poll`](Self::poll), for a caller that knows whether the same task polled last: its timer need not be set anew then.
+    /// Like [`poll`](Self::poll), for a caller that knows whether the same task polled last. Then the timer need not be
+    /// reset.
     pub(crate) fn poll_by(
         self: Pin<&mut Self>,
         same_task: bool,
@@ -204,7 +210,8 @@ impl Wait {
             return Poll::Ready(ended);
         }
         let now = waiter.registry.now();
-        // The first poll parks more often than not; one that was woken seldom does.
+        // Cloned before the lock is taken, if this poll is likely to park: a first poll usually does, one after a
+        // wake-up seldom.
         let mut waker = waiter.slot.is_none().then(|| cx.waker().clone());
         loop {
             match waiter.check(cx.waker(), &mut waker, (until, now), limit) {
@@ -215,7 +222,7 @@ impl Wait {
                     waker = Some(cx.waker().clone());
                     continue;
                 }
-                // What a remote engine stores has only ceased to be followed here.
+                // With a remote engine, a vacated entry means only that this process has stopped following the channel.
                 Next::Reenter if waiter.existed && waiter.registry.remote().is_none() => {
                     return Poll::Ready(Ended::Deleted);
                 }
@@ -242,8 +249,8 @@ impl Waiter {
         self.slot.map(|slot| Key::from_parts(self.round, slot))
     }
 
-    /// Everything that takes the channel's lock: reads, and parks if there is nothing. `waker` is a clone of the task's, if one
-    /// was made.
+    /// Does everything that needs the channel's lock: reads, and parks if there is nothing to read. `waker` is a clone
+    /// of the task's waker, if the caller has made one.
     fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), limit: usize) -> Next {
         // Declared before the lock is taken, so dropped after it is released.
         let (_replaced, _tender);
@@ -252,14 +259,14 @@ impl Waiter {
             return Next::Reenter;
         }
         if self.registry.remote().is_some() {
-            // Without its engine a channel is not followed, and the wait times out at its own offset.
+            // If the engine is unreachable, the channel is not followed, and the wait times out at its own offset.
             _tender = self.registry.follow(&self.entry, &mut state);
         }
         let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
             Ok(reading) if reading.is_empty() && !reading.closed => reading,
             Ok(reading) => {
-                // Its log keeps the channel in the map, and whatever ends that looks after the rest: once the list has been
-                // taken too, this wait need not take the lock again to leave.
+                // The log keeps the entry in the map, and whatever removes the log vacates the entry. If the list has
+                // been taken too, this wait need not take the lock again to leave.
                 self.left = self.admission != Admission::Lasting
                     && self.key().is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
                 if self.left {
@@ -271,12 +278,13 @@ impl Waiter {
                 return Next::End(self.ended_by(gone));
             }
             Err(_) => {
-                // The cached entries do not tell. If they are all that was published, the engine will.
+                // The offset cannot be resolved against the cached entries. If these are complete, read from the
+                // engine.
                 let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
                 if live && self.question.is_none() {
                     return Next::Ask;
                 }
-                // If not, all waiters are woken when what there is has been read.
+                // Otherwise the cached entries are being read again; wake all waiters after that.
                 if let Some(follow) = state.follow.as_mut().filter(|_| !live) {
                     follow.unsure = true;
                 }
@@ -284,14 +292,15 @@ impl Waiter {
             }
         };
         if reading.content_type.is_none() {
-            // An absent tail can be known to be good for so long only: this one was good just now.
+            // An absent tail is accepted for a limited time only. This one has just been accepted: move on to the
+            // current one.
             self.after = reading.next;
         }
         let standing = self.key().map(|key| state.waiters.standing(key));
         let released = match standing {
             Some(Standing::Released) => true,
-            // By a creation, say, and nothing came of it. It may have been told to leave before that: its slot is gone, and it
-            // must not park again.
+            // Woken without a message, for example by a creation. The wait may have been released before that, in a
+            // slot that no longer exists, so it must not park again while the registry is closing.
             Some(Standing::Woken) => self.registry.is_closing(),
             Some(Standing::Parked) | None => self.admission != Admission::None && self.registry.is_closed(),
         };
@@ -323,14 +332,14 @@ impl Waiter {
         Next::Sleep { until, again: false }
     }
 
-    /// Goes on with the entry that is in the map now. Nothing was parked on the vacated entry, this wait included, so no
-    /// message is missed; nor was this wait counted there.
+    /// Continues with the entry that is in the map now. A vacated entry has no parked and no counted waits, so this
+    /// wait was neither, and misses no message.
     fn reenter(&mut self) {
         self.slot = None;
         self.entry = self.registry.enter(self.entry.name());
     }
 
-    /// Begins to read from the engine.
+    /// Starts a read from the remote engine.
     fn ask(&mut self, limit: usize) {
         let Some(remote) = self.registry.remote().cloned() else { return };
         let (name, place) = (self.entry.name().to_owned(), Place::From(Start::After(self.after)));
@@ -338,7 +347,7 @@ impl Waiter {
         self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
     }
 
-    /// What the engine returned, if that ends the wait.
+    /// Polls the read from the remote engine. Returns how the wait has ended, if it has.
     fn poll_question(&mut self, cx: &mut Context<'_>) -> Option<Ended> {
         let question = self.question.as_mut()?;
         let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
@@ -351,11 +360,11 @@ impl Waiter {
                 }
             }
             Err(Error::Gone(gone)) => return Some(self.ended_by(gone)),
-            // It took the offset for an absent tail, and says which is the current one.
+            // The engine accepted the offset as an absent tail, and returned the current one.
             Ok(Found::Nothing(absent_tail)) => self.after = absent_tail,
             Err(_) => {}
         }
-        // The log ends where this wait goes on from, and the cached entries do not: they are read again.
+        // The log ends at the offset of this wait, and the cached entries do not: read them again.
         let mut state = self.entry.lock();
         let tender = self.registry.doubt(&self.entry, &mut state);
         drop(state);
@@ -363,18 +372,18 @@ impl Waiter {
         None
     }
 
-    /// Removes its waker from the list, and the channel from the map if nothing else keeps it there.
+    /// Removes the waker from the list of waiters, and the entry from the map if it is vacant.
     fn leave(&mut self) {
         let mut state = self.entry.lock();
         let waker = self.key().and_then(|key| state.waiters.remove(key));
         self.slot = None;
         self.admission.leave_channel(&mut state);
         if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
-            // The channel was read until now.
+            // A parked wait counts as a reader until it leaves.
             kept.touched = self.registry.now();
         }
         let vacant = !state.vacated && state.is_vacant();
-        // Not while waits are ended a few at a time: who is woken then is ended too.
+        // Not while `close_over` ends waits a few at a time: a woken wait would end too.
         let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
         drop(state);
         // This runs in a drop, which must get as far as to count the wait out.
@@ -410,7 +419,8 @@ impl Registry {
         Ok(admission)
     }
 
-    /// Runs `admit` under the lock of an entry that is in the map: of the one that took its place, if it is not.
+    /// Runs `admit` under the lock of an entry that is in the map. If `entry` has left the map, replaces it by the
+    /// current one.
     fn admitted<T>(&self, entry: &mut Arc<Entry>, admit: impl FnOnce(&mut State) -> T) -> T {
         loop {
             let mut state = entry.lock();
@@ -425,7 +435,7 @@ impl Registry {
 }
 
 impl Admission {
-    /// Leaves the count of the channel, if the wait is in it.
+    /// Leaves the channel's count, if that includes the wait.
     fn leave_channel(&mut self, state: &mut State) {
         if let Self::Once | Self::Lasting = self {
             state.waiters.leave_admitted();

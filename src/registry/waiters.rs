@@ -18,8 +18,8 @@ use crate::sync::assert_unlocked;
 /// waiter holds is a [`Key`] of its round, and a key of an earlier round is known to be woken
 /// without touching the list.
 ///
-/// Wakers come in as clones that the caller made before it took the lock, and go out rather than being dropped or woken
-/// here: all three are foreign code. Dropping the last reference to a task runs its destructor, which may be that of
+/// The caller clones a waker before it takes the lock, and this list returns wakers instead of waking or dropping them,
+/// because all three run foreign code. Dropping the last reference to a task runs its destructor, which may be that of
 /// another wait on the same channel.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
@@ -27,7 +27,8 @@ pub(super) struct Waiters {
     /// The first vacant slot; each names the next.
     vacant: Option<u32>,
     occupied: u32,
-    /// Waits that count against the limit of the channel, parked or not. Not used by other lists.
+    /// Waits that count against the limit of the channel, parked or not. Unused in lists that do not belong to a
+    /// channel.
     admitted: u32,
     round: u64,
 }
@@ -54,7 +55,7 @@ impl Key {
         Self { round, slot: NonZeroU32::MIN.saturating_add(slot) }
     }
 
-    /// Its parts, for a holder that has room for them between other fields.
+    /// Splits the key into its parts, which a struct can store without padding.
     pub(super) fn into_parts(self) -> (u64, NonZeroU32) {
         (self.round, self.slot)
     }
@@ -109,17 +110,17 @@ impl Waiters {
         }
     }
 
-    /// Whether a waiter is on the list, and its task would be woken as `waker` would.
+    /// Returns whether a waiter is on the list and its stored waker wakes the same task as `waker`.
     pub(super) fn wakes(&self, key: Key, waker: &Waker) -> bool {
         key.round == self.round
             && matches!(self.slots.get(key.index()), Some(Slot::Parked(held)) if held.will_wake(waker))
     }
 
-    /// Exchanges the waker of a waiter that is on the list, and returns the one that it had.
+    /// Replaces the waker of a waiter that is on the list, and returns the old one.
     pub(super) fn refresh(&mut self, key: Key, waker: Waker) -> Option<Waker> {
         match self.slots.get_mut(key.index()) {
             Some(Slot::Parked(held)) if key.round == self.round => Some(std::mem::replace(held, waker)),
-            // Not dropped here, under the lock.
+            // Returned, because it must not be dropped under the lock.
             _ => Some(waker),
         }
     }
@@ -152,9 +153,9 @@ impl Waiters {
         Woken::new(std::mem::take(&mut self.slots))
     }
 
-    /// Takes all waiters off a list that has become much too long for them: they park again, on a list of their own size.
-    /// Otherwise one that stays would keep the memory of all that were ever on it. A thousand at most are woken: this is done by
-    /// a wait that is dropped, all at once.
+    /// Takes all waiters off a list that has many more slots than waiters. They park again, on a list of the right
+    /// size; otherwise a single remaining waiter would keep the memory of the longest list. This wakes at most 1,024
+    /// waiters, because the destructor of a wait calls it and cannot spread the wake-ups over several polls.
     pub(super) fn regroup(&mut self) -> Woken {
         const LONG: usize = 1_024;
         if self.slots.len() < LONG || self.len() > LONG.min(self.slots.len() / 8) {
@@ -187,8 +188,8 @@ impl Crowd {
         self.0.as_ref().map_or(0, |waiters| waiters.len())
     }
 
-    /// The waits on this channel that count against its limit: parked ones, woken ones that were not polled yet, and event
-    /// streams also while they send an event.
+    /// Returns the number of waits that count against the limit of the channel: parked ones, woken ones that have not
+    /// been polled yet, and event streams, even while they send an event.
     pub(super) fn admitted(&self) -> usize {
         self.0.as_ref().map_or(0, |waiters| waiters.admitted as usize)
     }
@@ -240,8 +241,8 @@ impl Crowd {
     }
 }
 
-/// Wakers that were taken off a list, to be woken once no lock is held: all of them, also if one of them panics. Dropping
-/// this wakes those that are left.
+/// Wakers that were taken off a list, to be woken once no lock is held. Dropping this wakes the remaining ones. All of
+/// them are woken even if one panics.
 #[must_use = "dropping it wakes the waiters, which must not happen under a lock"]
 pub(crate) struct Woken {
     slots: vec::IntoIter<Slot>,
@@ -256,7 +257,7 @@ impl Woken {
         Self::new(Vec::new())
     }
 
-    /// One task that is not on a list.
+    /// The waker of one task that is not on a list.
     pub(super) fn one(waker: Option<Waker>) -> Self {
         Self::new(waker.map(Slot::Parked).into_iter().collect())
     }
@@ -265,7 +266,7 @@ impl Woken {
         Self { slots: slots.into_iter(), panic: None, contained: false }
     }
 
-    /// These, and then others.
+    /// Adds other wakers after these.
     pub(super) fn and(mut self, mut others: Self) -> Self {
         if others.len() == 0 {
             return self;
@@ -284,12 +285,12 @@ impl Woken {
         self.slots.len()
     }
 
-    /// Wakes all of them on this thread.
+    /// Wakes all of them before it returns.
     pub(crate) fn wake(self) {
         drop(self);
     }
 
-    /// Wakes as many as a slice allows, and returns whether none is left.
+    /// Wakes as many as the slice allows. Returns whether all have been woken.
     pub(crate) fn wake_some(&mut self, slice: &mut Slice) -> bool {
         while let Some(slot) = self.slots.next() {
             self.wake_one(slot);
@@ -301,11 +302,11 @@ impl Woken {
         true
     }
 
-    /// Wakes all of them, and lets other tasks run between slices of that.
+    /// Wakes all of them in slices, and lets other tasks run in between.
     ///
     /// # Cancel safety
     ///
-    /// Dropped in between, it wakes those that are left.
+    /// If this future is dropped early, it wakes the remaining ones.
     pub(crate) async fn spread(mut self) {
         sliced(|slice| self.wake_some(slice)).await;
     }
@@ -313,7 +314,7 @@ impl Woken {
     fn wake_one(&mut self, slot: Slot) {
         let Slot::Parked(waker) = slot else { return };
         assert_unlocked();
-        // The waker is gone after this, and nothing of ours is seen half done.
+        // `wake` consumes the waker, and a panic leaves no state of this crate half-changed.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
             self.panic.get_or_insert(panic);
         }

@@ -115,12 +115,12 @@ impl Registry {
         Ok(Begun::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
     }
 
-    /// Makes a change in memory and wakes the waiters for it. The first poll makes it, unless expired channels have to be evicted
-    /// for it and that takes longer than a poll may.
+    /// Makes a change in memory and wakes the waiters. The first poll makes the change, unless more expired channels
+    /// must be evicted first than one slice allows.
     ///
     /// # Cancel safety
     ///
-    /// Dropped once the change was made, it wakes the waiters that are left.
+    /// If this future is dropped after the change was made, it wakes the remaining waiters.
     async fn locally<T>(&self, mut change: impl FnMut() -> Result<(T, Woken), Error>) -> Result<T, Error> {
         let now = self.now();
         let (done, mut woken) = loop {
@@ -133,7 +133,8 @@ impl Registry {
         Ok(done)
     }
 
-    /// What is left to be done after a change was made: returns whether all of it is.
+    /// Continues the work that follows a change: wakes waiters, settles forks and evicts transient channels. Returns
+    /// whether all of it is done.
     pub(crate) fn finish(&self, woken: &mut Woken, slice: &mut Slice) -> bool {
         woken.wake_some(slice) && self.settle(slice) && self.evict_surplus(slice)
     }

@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Registry {
-    /// Appends, closes, or both in one step, and returns the waiters to be woken for it. What is refused leaves the batch to be
-    /// tried again.
+    /// Appends, closes, or both in one step. Returns the waiters to wake. If the append is refused, its batch stays in
+    /// `append`, so that the caller can retry.
     pub(crate) fn append(&self, name: &str, append: &mut Append<'_>) -> Result<(Appended, Woken), Error> {
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
@@ -103,10 +103,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a change under the channel's lock, given the time, and returns the waiters to be woken for it.
+    /// Runs `change` under the channel's lock, with the current time. Returns its result and the waiters to wake.
     ///
-    /// If there is no room, channels that have expired are evicted, for as long as a poll may take. If that was not enough, and
-    /// there [may be](Self::may_have_room) more, the caller tries again in another poll.
+    /// If a limit is reached, this evicts expired channels for up to one slice, and retries. If that was not enough and
+    /// more channels [are due](Self::may_have_room), the caller retries in another poll.
     pub(super) fn change<T>(
         &self,
         name: &str,
@@ -136,7 +136,7 @@ impl Registry {
         changed
     }
 
-    /// The log of a channel, created if there is none and the append says with which type.
+    /// Returns the log of a channel. Creates it if there is none and the append has a type to create it with.
     fn log<'a>(
         &self,
         entry: &Arc<Entry>,
@@ -147,7 +147,7 @@ impl Registry {
         if self.living(entry, state, now).is_none() {
             let content_type = append.create.ok_or(Error::Unknown)?;
             if append.broadcast.is_some() && !state.is_waited_on() {
-                // The waiters that it was for have left.
+                // The waiters for which the broadcast would create the channel have left.
                 return Err(Error::Unknown);
             }
             self.make(entry, state, append.broadcast.is_some(), now, Log::new(content_type.clone(), now))?;

@@ -115,8 +115,8 @@ fn parse_append(append: &[u8]) -> Option<Notice> {
 /// The first byte of a broadcast: its layout.
 const LAYOUT: u8 = 1;
 
-/// A broadcast, as one node sends it to the others: its layout, the node, the broadcast's id, its messages, the length of the
-/// pattern, the pattern, and the data.
+/// Encodes a broadcast for the other nodes: the layout, the node, the broadcast's id, the number of its messages, the
+/// length of the pattern, the pattern, and the data.
 pub(super) fn pack_broadcast(node: u64, broadcast: &Announcement) -> Vec<u8> {
     let Announcement { id, pattern, batch } = broadcast;
     let length = u32::try_from(pattern.len()).unwrap_or(u32::MAX);
@@ -132,7 +132,7 @@ pub(super) fn pack_broadcast(node: u64, broadcast: &Announcement) -> Vec<u8> {
     .concat()
 }
 
-/// A broadcast of another node than `own`.
+/// Parses a broadcast. Returns `None` if the node `own` has sent it.
 fn parse_broadcast(payload: &[u8], own: u64) -> Option<Announcement> {
     let (layout, rest) = payload.split_first_chunk::<1>()?;
     let (node, rest) = rest.split_first_chunk()?;

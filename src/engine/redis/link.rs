@@ -88,7 +88,7 @@ impl Link {
         let is_open = opened.is_some();
         let mut state = self.state.lock();
         state.number += 1;
-        // Dropped after the lock is released: that wakes the task that drives it.
+        // Dropped after the lock is released, because the drop wakes the task that drives the connection.
         let before = mem::replace(&mut state.connection, opened);
         drop(state);
         drop(before);

@@ -53,9 +53,10 @@ pub(super) struct Keys {
     prefix: String,
     /// What this process publishes to itself.
     own: String,
-    /// What all processes publish to each other. Like the above it is no channel's: their names have no control characters.
+    /// The topic to which all processes publish their broadcasts. Like the one above, it is no channel's topic, because
+    /// names have no control characters.
     broadcasts: String,
-    /// Tells this process from the others.
+    /// Identifies this process.
     node: u64,
 }
 

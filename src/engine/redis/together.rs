@@ -1,7 +1,7 @@
-//! Batches appends that are under way at the same time: one call of a script makes them, one after the other.
+//! Batches concurrent appends: one call of a script makes them, one after the other.
 //!
-//! Calling a script costs Redis and its client as much as an append in it does. So an append that finds enough calls under way
-//! waits until one of them has come back, and is then sent together with all others that wait.
+//! A call of a script costs Redis and its client as much as an append in it. So an append that finds enough calls in
+//! flight is queued until one of them returns, and is then sent together with all other queued appends.
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -51,15 +51,15 @@ pub(super) struct Together {
     waiting: Mutex<Waiting>,
 }
 
-/// Appends that are not sent yet.
+/// Appends that have not been sent yet.
 #[derive(Default)]
 struct Waiting {
     queue: VecDeque<(Wish, Outcome)>,
-    /// Whether an append is under way by itself.
+    /// Whether an append that was sent alone is in flight.
     alone: bool,
-    /// Whether a task sends the queue.
+    /// Whether a [`Sender`] runs.
     sending: bool,
-    /// That task, while it has nothing to send.
+    /// The waker of the [`Sender`], while it has nothing to send.
     sender: Option<Waker>,
 }
 
@@ -72,7 +72,7 @@ impl Together {
     pub(super) async fn append(self: &Arc<Self>, wish: Wish) -> Result<Appended, Error> {
         match self.enter(wish) {
             Turn::Alone(wish, _alone) => self.send(self.call([&wish].into_iter())).await?.next().and_then(appended),
-            // Without an outcome the runtime was shut down: how far it came is not known.
+            // No outcome: the runtime was shut down, and whether the append was made is not known.
             Turn::Together(made) => made.await.unwrap_or(Err(Error::Uncertain)),
         }
     }
@@ -80,7 +80,7 @@ impl Together {
     fn enter(self: &Arc<Self>, wish: Wish) -> Turn {
         let mut waiting = self.waiting.lock();
         if !waiting.alone && !waiting.sending {
-            // Nothing is under way: it is not worth a task.
+            // Nothing is in flight, so the append needs no task.
             waiting.alone = true;
             return Turn::Alone(wish, Alone(self.clone()));
         }
@@ -97,9 +97,9 @@ impl Together {
         Turn::Together(made)
     }
 
-    /// The appends that go next, as many as one call may carry.
+    /// Takes the next appends from the queue, as many as one call may carry.
     fn take(&self) -> Vec<(Wish, Outcome)> {
-        // Dropped after the lock is released, for both are foreign.
+        // Dropped after the lock is released: the drop of either half of the pair may run foreign code.
         let mut cancelled = Vec::new();
         let mut waiting = self.waiting.lock();
         let (mut taken, mut bytes) = (Vec::new(), 0);
@@ -142,7 +142,7 @@ enum Turn {
     Together(oneshot::Receiver<Result<Appended, Error>>),
 }
 
-/// An append that is under way by itself.
+/// An append that was sent alone and is in flight, until this is dropped.
 struct Alone(Arc<Together>);
 
 impl Drop for Alone {
@@ -153,8 +153,9 @@ impl Drop for Alone {
 
 type Sending = Pin<Box<dyn Future<Output = (Vec<Outcome>, Result<Said, Error>)> + Send>>;
 
-/// The task that sends the queue, until that is empty and all calls have come back. There is one at a time, so that what was
-/// queued first is sent first: two appends that one task has begun one after the other are made in that order.
+/// The task that sends queued appends, until the queue is empty and all calls have returned. There is at most one, so
+/// that appends are sent in the order of the queue: two appends that one task has started one after the other are made
+/// in that order.
 struct Sender {
     together: Arc<Together>,
     calls: FuturesUnordered<Sending>,
@@ -180,7 +181,7 @@ impl Future for Sender {
 }
 
 impl Sender {
-    /// Sends as many calls as may be under way.
+    /// Sends calls until [`CALLS`] are in flight or the queue is empty. Returns how many it has sent.
     fn send_next(&mut self, cx: &mut Context<'_>) -> usize {
         let mut sent = 0;
         while self.calls.len() < CALLS {
@@ -193,7 +194,7 @@ impl Sender {
             let together = self.together.clone();
             let mut call: Sending =
                 Box::pin(async move { (outcomes, together.send(together.call(wishes.iter())).await) });
-            // The first poll sends it, before the next one is taken.
+            // The first poll sends this call, before the appends of the next one are taken.
             match call.as_mut().poll(cx) {
                 Poll::Ready((outcomes, said)) => report(outcomes, said),
                 Poll::Pending => self.calls.push(call),
@@ -202,7 +203,8 @@ impl Sender {
         sent
     }
 
-    /// Waits for calls to come back or appends to be queued; leaves if there are neither.
+    /// Returns `false` if there is something to send. Otherwise registers the waker for new appends, or ends the task
+    /// if no call is in flight.
     fn has_nothing_to_send(&mut self, cx: &Context<'_>) -> bool {
         let sender = cx.waker().clone();
         // Declared before the lock is taken, so dropped after it is released.
@@ -218,7 +220,7 @@ impl Sender {
     }
 }
 
-/// Reports what came of a call. An append that was dropped does not want to know.
+/// Sends the results of a call to its appends. Those of dropped appends are discarded.
 fn report(outcomes: Vec<Outcome>, mut said: Result<Said, Error>) {
     for outcome in outcomes {
         let _ = outcome.send(match &mut said {
@@ -231,7 +233,8 @@ fn report(outcomes: Vec<Outcome>, mut said: Result<Said, Error>) {
 }
 
 impl Drop for Sender {
-    /// If it was dropped with its runtime, what is queued is not sent, and is not waited for.
+    /// If the task is dropped with its runtime, the queued appends are not sent, and their futures resolve to
+    /// [`Error::Uncertain`].
     fn drop(&mut self) {
         if self.left {
             return;
