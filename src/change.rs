@@ -27,9 +27,9 @@ use crate::{
 /// # Cancel safety
 ///
 /// Nothing happens before the first poll. With the logs in memory, the first poll makes the change, and the future is
-/// ready unless there are very many waiters. Then it wakes them over several polls, and dropping it wakes the remaining
-/// ones. A later poll makes the change only if a limit is reached and more expired channels must be evicted than one
-/// poll may evict; a future that is dropped before that has changed nothing.
+/// ready. If there are very many waiters, the future wakes them over several polls instead, and dropping it wakes the
+/// remaining ones. A later poll makes the change only if a limit is reached and more expired channels must be evicted
+/// than one poll may evict; a future that is dropped before that has changed nothing.
 ///
 /// On Redis, a change that is dropped while it is in flight may or may not have been made; with a
 /// [`Producer`](crate::Producer) the application can make sure.

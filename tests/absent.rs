@@ -1,4 +1,4 @@
-//! A client may hold the tail of a channel that does not exist. It is refused only if a channel of that name has ended since.
+//! Absent tails: the tail of a channel that does not exist is refused only if a channel of that name has ended since.
 
 mod support;
 
@@ -7,14 +7,14 @@ use support::{Seen, get, send, sent, settle, with};
 use tokio::time::{advance, timeout};
 use tower_comet::{Comet, CometLayer, Create, Error, Outcome, Reason, Route};
 
-/// More channels than the names that are remembered.
+/// More channels than the registry remembers names.
 const MANY: usize = 70_000;
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone())
 }
 
-/// Channels come and end.
+/// Creates channels and deletes them.
 async fn end_others(comet: &Comet, channels: usize) {
     for n in 0..channels {
         let job = comet.channel(format!("/events/job-{n}"));
@@ -28,7 +28,7 @@ fn waits_from(seen: &Seen) -> http::Request<http_body_util::Full<bytes::Bytes>> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_is_parked_gets_its_message_however_many_other_channels_end_meanwhile() {
+async fn parked_waits_receive_their_message_however_many_other_channels_end() {
     let comet = Comet::new();
     let layer = layer(&comet);
     let orders = comet.channel("/events/orders");
@@ -109,7 +109,7 @@ async fn an_event_source_that_reconnects_is_not_refused_because_others_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_refused_if_a_channel_of_that_name_has_ended_since() {
+async fn an_absent_tail_is_refused_if_a_channel_of_that_name_has_ended_since() {
     let comet = Comet::new();
     let layer = layer(&comet);
     let orders = comet.channel("/events/orders");
@@ -121,7 +121,7 @@ async fn it_is_refused_if_a_channel_of_that_name_has_ended_since() {
     assert_eq!((refused.status.as_u16(), refused.reason()), (410, "gone".to_owned()));
     let Err(Error::Gone(gone)) = reader.recv().await else { panic!("it has missed a message") };
     assert_eq!(gone.reason(), Reason::Unknown);
-    // And goes on from there.
+    // And continues from there.
     end_others(&comet, 10).await;
     orders.publish("next").await.unwrap();
     let received = timeout(Duration::from_secs(1), reader.recv()).await.unwrap();

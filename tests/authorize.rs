@@ -213,7 +213,7 @@ async fn a_hook_sees_what_outer_layers_left_and_grants_another_channel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grant_of_the_requested_channel_is_what_a_unit_is() {
+async fn a_unit_grants_the_requested_channel() {
     let comet = Comet::new();
     let requested = |_: Access| ready(Ok::<_, Denied>(Grant::requested()));
     let unit = |_: Access| ready(Ok::<_, Denied>(()));

@@ -26,7 +26,7 @@ fn layer() -> CometLayer {
     CometLayer::new(Comet::new())
 }
 
-/// Where a panic points, and its text.
+/// Returns the location and the text of a panic.
 struct Panic {
     file: String,
     line: u32,
@@ -49,7 +49,7 @@ fn panic_of<T>(code: impl FnOnce() -> T) -> Panic {
     Panic { file, line, text: payload.downcast_ref::<String>().expect("a formatted text").clone() }
 }
 
-/// The location of the caller, for the line that a panic is to point to.
+/// Returns the location of the caller, which a panic must point to.
 #[track_caller]
 fn here() -> (String, u32) {
     let at = Location::caller();
@@ -57,7 +57,7 @@ fn here() -> (String, u32) {
 }
 
 #[test]
-fn an_incomplete_route_is_a_panic_that_names_it_and_points_to_the_caller() {
+fn an_incomplete_route_panics_with_its_pattern_at_the_location_of_the_caller() {
     let incomplete = layer().route("/news", Route::new().read_by_anyone()).route("/rooms/{room}", Route::new());
     let text = "comet route \"/rooms/{room}\": the route does not name its readers: call `read_by(hook)` or \
                 `read_by_anyone()` on the `Route`, or `read_by(hook)` on the `CometLayer` for all routes that name none";
@@ -149,7 +149,7 @@ async fn a_clone_of_a_layer_keeps_its_own_hook() {
 }
 
 #[tokio::test]
-async fn what_the_hook_of_the_layer_allows_is_cached_by_its_reader_alone() {
+async fn responses_that_the_hook_of_the_layer_allows_are_cached_privately() {
     let comet = Comet::new();
     comet.channel("/a").publish("message").await.unwrap();
     let minute = std::time::Duration::from_secs(60);

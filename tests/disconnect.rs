@@ -121,10 +121,10 @@ async fn a_request_that_is_pipelined_behind_a_wait_hides_that_the_client_is_gone
     assert_eq!(comet.channels().count(), 0);
 }
 
-/// The body of a `GET` means nothing. The layer reads it beside the wait, because hyper stops reading a connection whose body nobody
-/// reads, and would not see the client's end.
+/// The body of a `GET` has no meaning. The layer reads it during the wait, because hyper stops reading the connection
+/// if the body is not read, and would not notice the disconnect.
 #[tokio::test]
-async fn a_body_behind_a_wait_does_not_hide_that_the_client_is_gone() {
+async fn the_body_of_a_get_that_waits_does_not_hide_a_disconnect() {
     let comet = Comet::new();
     let route = Route::new().read_by_anyone().max_wait(WAIT).body_timeout(WAIT);
     let server = Server::start(CometLayer::new(comet.clone()).route("/events/{channel}", route).layer(Teapot)).await;

@@ -66,7 +66,7 @@ async fn the_request_waits_while_its_body_arrives_and_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_is_too_large_or_breaks_off_or_never_ends_is_refused_and_the_wait_is_gone() {
+async fn a_body_that_is_too_large_or_breaks_off_or_never_ends_is_refused_and_the_wait_ends() {
     let comet = Comet::new();
     let layer = layer(&comet);
     let (mut sender, waiting) = begin(&layer).await;

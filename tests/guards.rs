@@ -37,14 +37,14 @@ async fn f() -> StatusCode {
     StatusCode::IM_A_TEAPOT
 }
 
-/// What the arrangements are made of.
+/// The parts of the arrangements.
 #[derive(Clone)]
 struct Parts {
     /// The layer.
     comet: CometLayer,
-    /// The same as a service.
+    /// The routes as a service.
     channels: CometRoutes,
-    /// The same as a service below a prefix that `nest_service` strips.
+    /// The routes as a service, without the prefix that `nest_service` strips.
     below: CometRoutes,
 }
 
@@ -58,7 +58,7 @@ impl Parts {
     }
 }
 
-/// What a `GET` of a channel that anyone may read gets.
+/// How an arrangement answers a `GET` of a channel that anyone may read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Verdict {
     /// 401 without a login, 200 with one.
@@ -70,7 +70,7 @@ enum Verdict {
 }
 use Verdict::{Guarded, NotServed, Open};
 
-/// As the table of the documentation has it.
+/// As in the table of the documentation.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

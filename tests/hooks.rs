@@ -41,7 +41,7 @@ fn every_action(uri: &str) -> Vec<(Request<Full<Bytes>>, Action)> {
     ]
 }
 
-/// A hook that decides when it is polled for the `polls`th time, and panics on the way there where it is asked to.
+/// A hook that decides in its `polls`th poll, unless it panics before, as configured.
 #[derive(Clone, Copy, Debug, Default)]
 struct Panics {
     in_call: bool,
@@ -95,7 +95,7 @@ impl Drop for Deciding {
     }
 }
 
-/// Every place where a hook can panic.
+/// Every step in which a hook can panic.
 fn panics() -> [Panics; 6] {
     let none = Panics::default();
     [

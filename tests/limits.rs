@@ -140,7 +140,7 @@ async fn waits_have_a_number_on_one_channel() {
     full(&crowd.come(&layer, "/events/news").expect("refused"));
 }
 
-/// An event stream that sends an event is not parked at that moment, and counts nevertheless.
+/// An event stream counts even while it sends an event and is not parked.
 #[tokio::test(start_paused = true)]
 async fn event_streams_and_polls_of_one_channel_count_together_and_leave_once() {
     let (comet, layer) = built(|builder| builder.max_waits_per_channel(3));
@@ -154,7 +154,7 @@ async fn event_streams_and_polls_of_one_channel_count_together_and_leave_once() 
         for nth in 0..2 {
             let mut stream = open().await;
             assert_eq!(stream.status().as_u16(), 200, "{nth}");
-            // Read to where it parks, or not read at all.
+            // Read until it parks, or not read at all.
             if nth == 0 {
                 stream.body_mut().frame().await.expect("an event").unwrap();
             }
@@ -168,7 +168,7 @@ async fn event_streams_and_polls_of_one_channel_count_together_and_leave_once() 
         }
         assert_eq!((comet.waiters(), comet.channels().count()), (3, 1));
 
-        // Sends the message, and is still counted in the middle of it, after it, and parked again.
+        // The stream counts while it sends the message, after that, and when it has parked again.
         for _ in 0..4 {
             let frame = streams[0].body_mut().frame().now_or_never();
             full(&crowd.come(&layer, "/events/news").expect("refused"));
@@ -188,7 +188,7 @@ async fn event_streams_and_polls_of_one_channel_count_together_and_leave_once() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_channel_gives_the_places_of_its_waits_back_when_they_are_answered() {
+async fn waits_on_a_deleted_channel_leave_the_count_when_they_are_answered() {
     let (comet, layer) = built(|builder| builder.max_waits_per_channel(2));
     let news = comet.channel("/events/news");
     news.publish("x").await.unwrap();
@@ -310,7 +310,7 @@ async fn all_history_together_has_a_size() {
         advance(Duration::from_secs(3_601)).await;
         // More than the few channels held that any operation looks after.
         channel(fits).append(vec![b'x'; 4 * MIB]).await.unwrap();
-        // As many as make room for it, and no more: the others may be evicted by later operations.
+        // Only as many as were needed are evicted. Later operations may evict the others.
         assert_eq!(channel(fits).history(), 1);
         assert!(comet.stats().history_bytes <= set.unwrap_or(256 * MIB), "{:?}", comet.stats());
     }

@@ -1,4 +1,5 @@
-//! Content types: a text that a browser could read as another type is refused, and only three types leave without a sandbox.
+//! Content types: a text that a browser could read as another type is refused, and only three types are served without
+//! a sandbox.
 
 mod support;
 
@@ -61,7 +62,7 @@ async fn a_malformed_content_type_is_400_and_nothing_is_stored() {
             let seen = send(&layer, typed(line, content_type)).await;
             assert_eq!((seen.status.as_u16(), &*seen.reason()), (400, "malformed"), "{line} {what}");
         }
-        // A request without content has no use for the type. A malformed one is refused all the same.
+        // A request without content does not need a type, but a malformed one is refused nevertheless.
         let close = with("stream-closed", "true", request(http::Method::POST, "/text/x"));
         let (mut close, value) = (close, HeaderValue::from_bytes(content_type).unwrap());
         close.headers_mut().insert("content-type", value);

@@ -43,7 +43,7 @@ async fn ask(app: &Router, request: http::Request<Full<Bytes>>) -> Seen {
 }
 
 #[tokio::test]
-async fn what_no_route_serves_is_answered_without_an_inner_service() {
+async fn requests_that_no_route_serves_are_answered_without_an_inner_service() {
     let comet = Comet::new();
     let service = layer(&comet)
         .route("/quiet/{channel}", Route::new().read_by_anyone())

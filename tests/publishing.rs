@@ -119,7 +119,7 @@ async fn a_broadcast_reaches_every_channel_that_matches_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broadcast_to_waiters_on_names_without_a_channel_keeps_no_other_channel_from_being_created() {
+async fn a_broadcast_to_waiters_on_names_without_a_channel_prevents_no_other_channel_from_being_created() {
     const WAITERS: usize = 50;
     let comet = Comet::builder().max_channels(WAITERS).build();
     let layer = layer(&comet);
@@ -140,7 +140,7 @@ async fn a_broadcast_to_waiters_on_names_without_a_channel_keeps_no_other_channe
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broadcast_creates_is_forgotten_a_minute_after_its_last_reader_unless_it_is_used() {
+async fn a_transient_channel_is_forgotten_a_minute_after_its_last_reader_unless_it_is_used() {
     for unbounded in [false, true] {
         let retention = if unbounded { Retention::unbounded() } else { Retention::default() };
         let comet = Comet::builder().retention(retention).build();

@@ -239,7 +239,7 @@ fn a_body_that_does_not_fit_is_refused_before_it_is_read_or_at_the_byte_that_is_
 }
 
 #[test]
-fn however_a_request_ends_its_memory_is_free_again() {
+fn the_memory_of_a_body_is_freed_however_its_request_ends() {
     #[derive(Clone, Copy, Debug)]
     enum End {
         Appended,

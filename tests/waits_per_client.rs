@@ -85,7 +85,7 @@ async fn polls_and_event_streams_of_one_client_count_together_on_all_channels_of
     for uri in ["/events/1", "/events/3", "/events/1?offset=now&live=sse", "/events/1?offset=now&live=long-poll"] {
         begin("a", uri).refused().await;
     }
-    // Another client, no client that is known, and another route are not affected.
+    // Another client, an unidentified client and another route are not affected.
     assert_eq!(begin("b", "/events/1").status(), None);
     let unknown: Vec<_> = (0..10).map(|_| Begun::new(&layer, get("/events/1"))).collect();
     assert!(unknown.iter().all(|begun| begun.status().is_none()));
@@ -95,12 +95,12 @@ async fn polls_and_event_streams_of_one_client_count_together_on_all_channels_of
     // A refused request leaves nothing behind; those that are parked by now: three of a, the unknown ones, and the other route's.
     assert_eq!((comet.waiters(), comet.channels().count()), (3 + 10 + 1, 3));
 
-    // What is answered at once does not count and is not refused.
+    // A request that is answered at once does not count and is not refused.
     for (uri, status) in [("/events/1?offset=-1", 200), ("/events/1?timeout=0", 204), ("/events/1?offset=x", 400)] {
         assert_eq!(send(&layer, of("a", uri)).await.status.as_u16(), status, "{uri}");
     }
 
-    // A place is free when a stream is dropped, and when a poll is answered.
+    // A stream leaves the count when it is dropped, and a poll when it is answered.
     drop(first);
     let poll_again = begin("a", "/events/1");
     assert_eq!(poll_again.status(), None);
@@ -113,7 +113,7 @@ async fn polls_and_event_streams_of_one_client_count_together_on_all_channels_of
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_times_out_or_is_dropped_frees_its_place_once() {
+async fn a_wait_that_times_out_or_is_dropped_leaves_the_count_once() {
     let comet = Comet::new();
     let layer = CometLayer::new(comet.clone()).route("/events/{channel}", route(2));
     for _ in 0..3 {
@@ -131,7 +131,7 @@ async fn a_wait_that_times_out_or_is_dropped_frees_its_place_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_stream_counts_to_its_end_also_while_it_sends() {
+async fn an_event_stream_counts_to_its_end_even_while_it_sends() {
     let comet = Comet::new();
     let layer = CometLayer::new(comet.clone()).route("/events/{channel}", route(1));
     let Begun::Answered(mut stream) = Begun::new(&layer, of("a", "/events/1?offset=now&live=sse")) else {
@@ -183,7 +183,7 @@ async fn on_a_guarded_route_a_denied_request_does_not_count() {
     Begun::new(&layer, of("a", "/events/1")).refused().await;
 }
 
-/// Panics where it is asked to. All of it is the application's code.
+/// A key that panics as configured. All of this is the application's code.
 #[derive(Clone, Copy, Debug, Default)]
 struct Panics {
     in_call: bool,
@@ -252,10 +252,10 @@ async fn a_key_that_panics_fails_its_own_request_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_key_is_asked_once_for_each_request_that_may_wait_and_for_no_other() {
+async fn the_key_function_is_called_once_for_each_request_that_may_wait_and_for_no_other() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
-    // A key that comes back into the crate: nothing of it runs under a lock, or a debug build panics.
+    // A key that re-enters the crate: if any of its code ran under a lock, a debug build would panic.
     let comet = Comet::new();
     let inside = comet.clone();
     let key = move |_: &Parts| {

@@ -1,4 +1,5 @@
-//! Wakers are foreign code: they may come back into the crate, panic, or be so many that waking them takes a while.
+//! Wakers are foreign code: they may re-enter the crate or panic, and there may be so many that waking them takes a
+//! while.
 
 mod support;
 
@@ -15,7 +16,7 @@ use std::{
 };
 use tower_comet::{Channel, Comet, Create};
 
-/// Counts how often it is woken, and comes back into the crate when it is woken, and when it is dropped.
+/// Counts its wake-ups, and re-enters the crate when it is woken and when it is dropped.
 struct Meddler {
     channel: Channel,
     woken: Arc<AtomicUsize>,
@@ -78,13 +79,13 @@ fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
 }
 
 #[test]
-fn a_waker_may_come_back_to_the_same_channel_when_it_is_woken_and_when_it_is_dropped() {
+fn a_waker_may_use_the_same_channel_when_it_is_woken_and_when_it_is_dropped() {
     let comet = Comet::new();
     let channel = comet.channel("/meddled");
     let (woken, dropped) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let meddler =
         || Waker::from(Arc::new(Meddler { channel: channel.clone(), woken: woken.clone(), dropped: dropped.clone() }));
-    // Each act wakes or drops the waker of one that is parked.
+    // Each act wakes or drops the waker of a parked subscription.
     let acts: [(&str, fn(&Comet, &Channel)); 6] = [
         ("publish", |_, channel| _ = channel.publish("x").wait()),
         ("close", |_, channel| _ = channel.close().wait()),
@@ -106,7 +107,7 @@ fn a_waker_may_come_back_to_the_same_channel_when_it_is_woken_and_when_it_is_dro
     }
     assert_eq!(woken.load(Relaxed), 5);
 
-    // The waker that another takes the place of.
+    // The waker that is replaced by another.
     let _ = channel.delete().wait();
     let mut parked = park(&channel, &meddler());
     assert!(poll(parked.as_mut()).is_pending() || dropped.load(Relaxed) == 7);
@@ -148,7 +149,7 @@ fn a_waker_that_panics_does_not_leave_the_others_asleep() {
 }
 
 #[test]
-fn an_append_is_made_in_the_first_poll_and_wakes_all_waiters_though_it_is_dropped_then() {
+fn an_append_is_made_in_the_first_poll_and_wakes_all_waiters_even_if_it_is_then_dropped() {
     const MANY: usize = 20_000;
     let comet = Comet::new();
     let news = comet.channel("/news");
@@ -185,7 +186,7 @@ fn a_broadcast_takes_many_polls_and_can_be_dropped_between_two() {
     assert_eq!(counts.0.load(Relaxed), MANY);
     drop(parked);
 
-    // One that matches nothing has as much to look at.
+    // A broadcast that matches nothing visits as many channels.
     let (mut nothing, mut polls) = (Box::pin(comet.broadcast("/nowhere/{x}", "x")), 0);
     while poll(nothing.as_mut()).is_pending() {
         polls += 1;
@@ -213,7 +214,7 @@ async fn making_room_takes_many_polls_and_the_append_is_made_in_the_end() {
     let large = comet.channel("/large");
     large.create("text/plain").await.unwrap();
     let (mut append, mut polls, mut most) = (Box::pin(large.append("x".repeat(MANY * 150))), 0, 0);
-    // Larger than one append may be: refused before anything is evicted.
+    // An append that is too large is refused before anything is evicted.
     assert!(matches!(poll(append.as_mut()), Poll::Ready(Err(tower_comet::Error::TooLarge { .. }))));
     append = Box::pin(large.append("x".repeat(1_000_000)));
     loop {

@@ -11,7 +11,7 @@ use crate::{
     subject::Kind,
 };
 
-/// The largest excess that a wide spread excuses.
+/// The largest excess that a wide spread allows.
 const LIMIT: f64 = 0.05;
 
 /// Returns the folder into which `benches/run` builds the binaries of a commit, given by its full hash.

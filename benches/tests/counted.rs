@@ -93,14 +93,14 @@ fn a_wait_is_one_box_of_at_most_192_bytes() {
         };
         let mut parked = Vec::with_capacity(1_000);
         let all: Vec<_> = (0..1_000).map(|_| begin(&mut parked)).collect();
-        // Of all that the request was made of, and the name that was looked up, its box is left, with the timer in it; now and
-        // then the list of waiters grows.
+        // Of the memory of a request, only the box is left, which includes the timer. Sometimes the list of waiters
+        // grows.
         let usual = |info: &&AllocationInfo| info.count_current == 1 && info.bytes_current <= 192;
         assert!(all.iter().filter(usual).count() > 980, "{:?}", &all[990..]);
         let bytes: i64 = all.iter().map(|info| info.bytes_current).sum();
         assert!(bytes <= 1_000 * (192 + 40), "{bytes} bytes for 1,000 waits, their slots on the list with them");
         let freed = measure(|| parked.clear());
-        // What stays is the channel's list of waiters, without its slots.
+        // The channel's list of waiters remains, without its slots.
         assert!(-freed.bytes_current > bytes - 1_000, "{bytes} {freed:?}");
     });
 }

@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route("/chat.css", get(([(CONTENT_TYPE, "text/css")], include_str!("chat.css"))))
         .route("/page.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("page.js"))))
         .route("/room.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("room.js"))))
-        // A GET of a room reads its channel or waits; a POST to it is a handler of the application's own.
+        // A GET of a room reads its channel or waits; a POST is handled by the application.
         .route("/rooms/{room}", get_service(rooms).post(say))
         .route("/rooms/{room}/waiting", get(waiting))
         .layer(DefaultBodyLimit::max(64 * 1024))

@@ -1,4 +1,4 @@
-//! A broadcast reaches all waiters of all nodes, also on names without a channel, and each of them once.
+//! A broadcast reaches all waiters of all nodes once, also on names without a channel.
 
 use futures_util::future::join_all;
 use http::{Method, Request};
@@ -29,7 +29,7 @@ async fn set_lives(redis: &Server, name: &str, milliseconds: u64) {
     }
 }
 
-/// A wait on a channel, which is parked when this returns.
+/// Begins a wait on a channel. It is parked when this returns.
 async fn park(node: &Node, name: &'static str, offset: &str) -> JoinHandle<Seen> {
     let (before, poll) = (node.comet.channel(name).waiters(), format!("{name}?offset={offset}&live=long-poll"));
     let parked = node.clone();
@@ -45,7 +45,7 @@ async fn absent_tail(node: &Node, name: &str) -> Offset {
     seen.offset()
 }
 
-/// A channel that exists because somebody waited on its name when 1 was broadcast.
+/// Creates a transient channel: it has a waiter when 1 is broadcast.
 async fn transient(redis: &Server, node: &Node, name: &'static str) -> Offset {
     let wait = park(node, name, "now").await;
     node.comet.broadcast(name, &1).await.expect("it answers");
@@ -71,7 +71,8 @@ async fn a_broadcast_reaches_waiters_on_names_without_a_channel_on_every_node_on
             waits.push(park(node, name, offset).await);
         }
         let reached = by.comet.broadcast("/c/{channel}", &number).await.expect("it answers");
-        // What this node finds in Redis, and what it waits on itself. It may find what the other node has just created.
+        // The channels in Redis, and the names on which this node has waiters. The other node may have created a
+        // channel just now.
         let known = if number == 1 { 3 } else { 4 };
         assert!((known..=4).contains(&reached), "{number}: {reached}");
         for (wait, offset) in waits.into_iter().zip(&mut offsets) {
@@ -90,7 +91,7 @@ async fn a_broadcast_reaches_waiters_on_names_without_a_channel_on_every_node_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_all_nodes_broadcast_at_the_same_time_is_seen_once_by_every_poller() {
+async fn concurrent_broadcasts_of_all_nodes_reach_every_poller_once() {
     const EACH: u64 = 30;
     let redis = Server::start().await;
     let nodes = [Node::start(&redis.url()).await, Node::start(&redis.url()).await];
@@ -98,7 +99,7 @@ async fn what_all_nodes_broadcast_at_the_same_time_is_seen_once_by_every_poller(
     let pollers: Vec<_> =
         (0..16).map(|n| (&names[n / 2], Poller::start(&nodes[(n + n / 4) % 2], &names[n / 2]))).collect();
     until("all are parked", || nodes.iter().map(|node| node.comet.waiters()).sum::<usize>() == 16).await;
-    // What a node broadcasts first, all have first.
+    // All channels have the broadcasts of one node in their order.
     join_all(nodes.iter().zip([0, 1_000]).map(|(node, first)| async move {
         for number in first..first + EACH {
             node.comet.broadcast("/c/{channel}", &number).await.expect("it answers");
@@ -121,7 +122,7 @@ async fn what_all_nodes_broadcast_at_the_same_time_is_seen_once_by_every_poller(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transient_channel_lives_while_somebody_reads_it_and_shows_no_lifetime() {
+async fn a_transient_channel_lives_while_it_has_readers_and_shows_no_lifetime() {
     let redis = Server::start().await;
     let (a, b) = (Node::start(&redis.url()).await, Node::start(&redis.url()).await);
     let place = transient(&redis, &a, "/c/read").await;
@@ -139,7 +140,7 @@ async fn a_transient_channel_lives_while_somebody_reads_it_and_shows_no_lifetime
     let left = lives(&redis, "/c/read").await;
     assert!(left.iter().all(|left| (50_000..=LINGER).contains(left)), "another broadcast does too: {left:?}");
 
-    // The node that holds the wait has all of it already, and reads no more.
+    // The node with the wait has cached all entries, and does not read again.
     let poller = Poller::start(&b, "/c/read");
     until("it is parked", || poller.seen() == 2 && b.comet.waiters() == 1).await;
     sleep(Duration::from_millis(300)).await;
@@ -153,7 +154,7 @@ async fn a_transient_channel_lives_while_somebody_reads_it_and_shows_no_lifetime
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_publication_or_a_creation_makes_a_transient_channel_one_like_any_other() {
+async fn a_publication_or_a_creation_turns_a_transient_channel_into_an_ordinary_one() {
     let put = |name: &str| {
         let put = Request::put(name).header("content-type", "application/json");
         put.body(Default::default()).expect("a request")
@@ -192,7 +193,7 @@ async fn a_publication_or_a_creation_makes_a_transient_channel_one_like_any_othe
                 let same = if ordinary < 0 { *left == ordinary } else { left.abs_diff(ordinary) < 10_000 };
                 assert!(same && *left != 0, "{name}, {age:?}: {left} instead of {ordinary}");
             }
-            // It stays one, and is appended to in the usual way.
+            // It stays an ordinary channel, and broadcasts are appended to it as to any other.
             node.comet.broadcast(name, &3).await.expect("it answers");
             node.get(&format!("{name}?offset=-1")).await;
             let now = lives(&redis, name).await;
@@ -200,7 +201,7 @@ async fn a_publication_or_a_creation_makes_a_transient_channel_one_like_any_othe
         }
         assert_eq!(node.read_all("/c/published").await, [1, 2, 3]);
 
-        // What is refused changes nothing.
+        // A refused change has no effect.
         let text = [("content-type", "text/plain")];
         assert_eq!(node.send(ask("POST /c/refused", &text, "2")).await.status, 409);
         assert_eq!(node.send(ask("PUT /c/refused", &text, "")).await.status, 409);
@@ -232,7 +233,7 @@ async fn an_absent_tail_from_before_a_broadcast_is_refused_once_the_channel_has_
         }
         let now = absent_tail(&other, NAME).await;
         assert_ne!(now, before);
-        // It is good for as long as it is used.
+        // It is accepted for as long as it is used.
         let was = format!("comet:{{{NAME}}}:was");
         for _ in 0..3 {
             assert_eq!(redis.command::<u64>(&format!("PEXPIRE {was} 5000")).await, 1);
@@ -247,7 +248,7 @@ async fn an_absent_tail_from_before_a_broadcast_is_refused_once_the_channel_has_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_broadcast_is_delivered_and_strange_ones_are_ignored() {
+async fn a_large_broadcast_is_delivered_and_malformed_ones_are_ignored() {
     let redis = Server::start().await;
     let (a, b) = (Node::start(&redis.url()).await, Node::start(&redis.url()).await);
     let wait = park(&b, "/c/news", "now").await;

@@ -72,7 +72,8 @@ local function append(nth)
     if not typed or is_json(it.type) ~= (kind == 'j') then return { 'type', it.type } end
   end
 
-  -- Several nodes may append one broadcast: the last 8 ids tell. As many bytes as Redis keeps in a small hash.
+  -- Several nodes may append one broadcast, so its id is compared with the last 8. These are as many bytes as Redis
+  -- stores in a small hash.
   local broadcasts = broadcast ~= '' and not fresh and redis.call('HGET', meta, 'broadcasts') or ''
   for at = 1, #broadcasts, 8 do
     if string.sub(broadcasts, at, at + 7) == broadcast then return done(false, true) end

@@ -214,7 +214,7 @@ local function keep(it, written)
   end
 end
 
--- Makes a transient channel one like any other. `keep` sets its expiry then.
+-- Turns a transient channel into an ordinary one. The caller sets its expiry by `keep`.
 local function settle(it, made)
   it.transient, it.made, it.kept = false, made, 0
   save_all(it)

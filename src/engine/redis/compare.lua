@@ -14,7 +14,8 @@ local function is_so(meta, tail, low, made, closed, waited)
     if buried == '1' then return 0 end
   end
   if made == 0 or closed ~= tonumber(closed_now) then return 0 end
-  -- As a read would: somebody waits on one that a broadcast created, or whose history is nearly over.
+  -- Extends the expiry as a read would, if the channel has waiters and is transient or its history is about
+  -- to expire.
   if waited == 1 and created == '2' then
     keep({ meta = meta, log = log_of(meta), tag = tag, transient = true }, false)
   elseif waited == 1 and AGE > 0 and kept + AGE <= now then

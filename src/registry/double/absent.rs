@@ -1,4 +1,5 @@
-//! A client that polls a channel that does not exist holds an absent tail, which is good for a limited time.
+//! Absent tails of a remote engine, which a client receives when it polls a channel that does not exist. They are
+//! accepted for a limited time.
 
 use super::*;
 use crate::engine::Offset;
@@ -33,7 +34,7 @@ async fn polled(pause: u64, half_span: u64) {
         seconds(pause).await;
     }
     assert!(place != first, "it was replaced meanwhile");
-    // It was good until the end: whatever is appended now is read.
+    // The absent tail was accepted until the end: an append is read now.
     node.engine.append(1);
     settle().await;
     assert_eq!(node.read(Start::After(place)).await.0, [1]);
@@ -44,7 +45,7 @@ async fn polled(pause: u64, half_span: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_polls_an_absent_channel_for_an_hour_is_never_refused() {
-    // 30 s are half of the shortest span that there is.
+    // 30 s are half of the shortest span.
     for (pause, half_span) in [(0, 30), (1, 30), (5, 30), (20, 60), (0, 45), (3, 600)] {
         polled(pause, half_span).await;
     }

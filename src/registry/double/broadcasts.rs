@@ -46,7 +46,7 @@ async fn a_broadcast_of_another_node_is_appended_to_names_with_waiters_and_no_ch
     let mut absent = [node.parked_on("/events/a").await, node.parked_on("/events/b").await];
     let mut other = node.parked_on("/jobs/a").await;
     let mut existing = node.parked_after(1).await;
-    // Followed, and not waited on.
+    // Followed, but without a waiter.
     node.registry.read_and_follow("/events/c", Start::Tail, ALL).await.expect("nothing");
     seconds(10).await;
     node.receive(of_another_node(7, 5));
@@ -64,7 +64,7 @@ async fn a_broadcast_that_another_node_has_appended_is_appended_once() {
     let node = Node::without(None).await;
     let mut wait = node.parked_on(NAME).await;
     seconds(10).await;
-    // The other node finds the channel before this one has heard of it.
+    // The other node finds the channel before this one has received the notice of it.
     node.engine.world().be_late();
     node.engine.world().append_part(NAME, 7, 5);
     node.receive(of_another_node(7, 5));
@@ -77,7 +77,7 @@ async fn a_broadcast_that_another_node_has_appended_is_appended_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_was_created_a_moment_before_the_broadcast_was_received_has_it() {
-    // The node that broadcasts may have requested the names before that.
+    // The broadcasting node may have requested the names before the channel existed.
     for (after, has_it) in [(1, true), (10, false)] {
         let node = Node::without(None).await;
         let mut wait = node.parked_on(NAME).await;
@@ -117,7 +117,7 @@ async fn broadcasts_that_were_received_one_after_the_other_are_appended_in_that_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_published_is_heard_while_a_broadcast_is_appended() {
+async fn notices_are_received_while_a_broadcast_is_appended() {
     let node = Node::without(None).await;
     let mut wait = node.parked_after(1).await;
     let _absent = node.parked_on("/events/a").await;
@@ -143,7 +143,7 @@ async fn a_broadcast_with_a_malformed_pattern_is_ignored_and_the_next_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_appends_its_own_broadcast_to_what_exists_and_to_what_is_waited_on() {
+async fn a_node_appends_its_own_broadcast_to_existing_channels_and_to_names_with_waiters() {
     let node = Node::without(None).await;
     node.engine.world().append("/events/far", 1);
     node.engine.world().append("/jobs/far", 1);
@@ -162,7 +162,7 @@ async fn a_node_appends_its_own_broadcast_to_what_exists_and_to_what_is_waited_o
         // What other nodes append meanwhile is not counted: the id is the same.
         assert!(world.has_part(NAME, *id));
     }
-    // It is not connected: nothing is done.
+    // Without a connection, nothing is appended.
     node.engine.world().down = true;
     node.engine.world().cut();
     let appends = node.appends();

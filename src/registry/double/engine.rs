@@ -66,7 +66,7 @@ struct Log {
     broadcasts: Vec<u64>,
 }
 
-/// Whether an offset is an absent tail that was handed out within the last span.
+/// Whether an offset is an absent tail that was returned within the last span.
 fn is_origin(offset: Offset, origin: Offset) -> bool {
     let (this, that) = (offset.fingerprint(), origin.fingerprint());
     offset.position() == 0 && this / SPANS == that / SPANS && this.abs_diff(that) <= 1
@@ -126,7 +126,7 @@ impl World {
         Offset::new(0, deletions * SPANS + half_spans)
     }
 
-    /// Half of the time is over for which an absent tail is good.
+    /// Passes half of the time for which an absent tail is accepted.
     pub(super) fn pass_half_a_span(&mut self) {
         self.origin.1 += 1;
     }
@@ -318,7 +318,7 @@ impl Remote for Double {
         Poll::Pending
     }
 
-    // It stores what the tests put into the world and what is broadcast, and refuses everything else.
+    // The double stores the entries of the tests and the broadcasts, and refuses every other change.
     fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
         Box::pin(async move {
             let takes = {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{ALL, NAME, Registry, outcomes, publish, publish_to, registry};
 use crate::engine::{Offset, Start};
 
-/// A channel comes and ends with a message that a client may have missed.
+/// Creates and ends a channel, with a message that a client may have missed.
 fn come_and_end(registry: &Registry, end: fn(&Registry)) {
     publish(registry);
     end(registry);

@@ -61,7 +61,7 @@ fn a_wait_that_begins_as_the_last_one_leaves_is_woken() {
 
 /// An event stream is admitted before it parks: on the entry that the last waiter takes out of the map, or on a new one.
 #[test]
-fn a_wait_that_is_admitted_as_the_last_one_leaves_counts_where_it_waits() {
+fn a_wait_that_is_admitted_while_the_last_one_leaves_counts_in_the_entry_on_which_it_waits() {
     let seen = outcomes(|| {
         let registry = registry();
         let mut leaving = waiting(&registry);

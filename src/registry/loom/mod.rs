@@ -129,7 +129,7 @@ fn publish_to(registry: &Registry, name: &str) -> Offset {
     appended.tail
 }
 
-/// Ends up to `most` waits, and returns how many.
+/// Ends up to `most` waits, and returns their number.
 fn release(registry: &Registry, most: usize) -> usize {
     let mut walk = Walk::default();
     let mut released = pin!(registry.release(&mut walk, most));
@@ -148,7 +148,7 @@ fn wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
     }
 }
 
-/// The same, as an event stream begins it: it is admitted before it is polled.
+/// Begins a wait as an event stream does: it is admitted before it is polled.
 fn admitted_wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
     let mut wait = Wait::new(registry.clone(), NAME, registry.tail(NAME), false);
     wait.admit().unwrap();

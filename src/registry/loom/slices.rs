@@ -1,4 +1,4 @@
-//! Waking that is spread over several polls, or given up half-way.
+//! Waking that is spread over several polls, or dropped half-way.
 
 use ::loom::thread;
 use std::{sync::Arc, task::Poll};
@@ -15,7 +15,7 @@ fn publish_one_slice(registry: &Registry) -> Woken {
     woken
 }
 
-/// Two waiters, of which one is polled while the other may not have been woken yet.
+/// Polls one of two waiters while the other may not have been woken yet.
 fn a_poll_meets_an_append(give_up: fn(Woken)) -> &'static str {
     let registry = registry();
     let [mut first, mut second] = [waiting(&registry), waiting(&registry)];
