@@ -10,7 +10,7 @@ use http::{HeaderValue, Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use std::{env, fs, future::Future, net::SocketAddr, process::Stdio, time::Duration};
-use support::{Client, Seen, get, post, request, until};
+use support::{Client, Seen, get, post, request};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -313,7 +313,8 @@ async fn what_is_said_on_one_node_is_heard_on_the_other_and_redis_may_be_killed_
     example.stop_with(get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
     let port = redis.split([' ', ';']).find_map(|word| word.parse().ok()).expect("the port of Redis");
     // The example has told Redis to end, and Redis takes a moment.
-    until("Redis has ended with the example", || std::net::TcpStream::connect(("127.0.0.1", port)).is_err()).await;
+    support::until("Redis has ended with the example", || std::net::TcpStream::connect(("127.0.0.1", port)).is_err())
+        .await;
 }
 
 #[test]
