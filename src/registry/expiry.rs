@@ -262,7 +262,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a channel transient again, if what it was kept for was refused.
+    /// Makes a channel transient again, after the append for which it became ordinary was refused.
     pub(super) fn unkeep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
         self.usage.exchange_for_transient();
         self.unqueue(kept);
@@ -383,6 +383,21 @@ mod tests {
         assert!(is_transient());
         append(None).unwrap();
         assert!(!is_transient());
+    }
+
+    #[test]
+    fn a_refusal_for_the_number_of_channels_evicts_no_transient_channel() {
+        let registry = Registry::new(Limits { channels: 1, ..Limits::default() }, Retention::unbounded());
+        let publish = |name: &str| {
+            let batch = Some(crate::engine::Batch::value("y").unwrap());
+            let mut append = Append { batch, create: Some(registry.json()), ..Append::default() };
+            registry.append(name, &mut append).map(|(_, woken)| woken.wake())
+        };
+        publish("/ordinary").unwrap();
+        let _key = registry.enter("/x").lock().waiters.park(Waker::noop().clone());
+        broadcast(&registry, "/x").unwrap();
+        assert!(matches!(publish("/another"), Err(Error::Full(Limit::Channels))));
+        assert_eq!(registry.usage().channels(), 2, "evicting it could not have helped");
     }
 
     #[test]
