@@ -55,7 +55,7 @@ impl Registry {
         true
     }
 
-    /// Takes a log out of its channel, as if it had never been there.
+    /// Removes a log from its channel without numbering an ending.
     pub(super) fn take_out(&self, state: &mut State) -> Option<Kept> {
         let mut kept = state.log.take()?;
         self.unqueue(&mut kept);

@@ -250,7 +250,7 @@ impl Tending {
             return Poll::Ready(Event::Tick);
         }
         let Some(registry) = self.registry.upgrade() else { return Poll::Ready(Event::End(End::Gone)) };
-        // Subscribing takes a round trip, for which the waiters of the last notice do not wait.
+        // Subscribing takes a round trip. The waiters of the last notice are woken before it.
         if woken && registry.poll_asked(cx).is_ready() {
             return Poll::Ready(Event::Asked);
         }
@@ -404,8 +404,8 @@ impl Registry {
         .await;
     }
 
-    /// The names that are still not followed: a request may have waited on one since the round stopped following it, and
-    /// another subscription must not be cancelled.
+    /// Returns the names that are still not followed. A request may have begun to wait on one since the round stopped
+    /// following it, and its new subscription must not be cancelled.
     pub(super) fn still_idle(&self, mut names: Vec<String>) -> Vec<String> {
         names.retain(|name| self.map.find(name).is_none_or(|entry| entry.lock().follow.is_none()));
         names

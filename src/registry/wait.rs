@@ -141,8 +141,8 @@ impl Wait {
         self.waiter.after
     }
 
-    /// Where it goes on from, for a wait that is given up: while it is parked on a channel that does not exist, nothing has been
-    /// missed, and the current absent tail is good for longer than the one that it parked with.
+    /// Returns the offset from which to resume when this wait is dropped. A wait that is parked on a channel that does not
+    /// exist has missed nothing, so this is the current absent tail, which stays valid longer than the one it parked with.
     pub(crate) fn resume_at(&self) -> Offset {
         let Waiter { registry, entry, after, .. } = &self.waiter;
         let state = entry.lock();

@@ -275,7 +275,7 @@ impl Woken {
         Self::new(slots.collect())
     }
 
-    /// Drops a panic of a waker instead of resuming it: for a caller that must go on, and did not cause it.
+    /// Drops a waker's panic instead of resuming it, for a caller that must continue.
     pub(super) fn contain(mut self) -> Self {
         self.contained = true;
         self
@@ -342,7 +342,7 @@ impl fmt::Debug for Woken {
     }
 }
 
-/// Drops a waker that its owner does not need any more, once no lock is held. A panic of that is contained.
+/// Drops a waker, and contains a panic of its destructor. No lock may be held.
 pub(super) fn discard(waker: Option<Waker>) {
     assert_unlocked();
     // Nothing of ours is seen half done.

@@ -119,7 +119,7 @@ impl Registry {
                 let fresh = self.living(entry, state, now).is_none();
                 let changed = change(entry, state, now);
                 if changed.is_err() && fresh {
-                    // Created for what then was refused: it was never seen, so it does not end either.
+                    // The change that created the log was refused. No reader has seen the log, so this numbers no ending.
                     self.take_out(state);
                 }
                 changed
