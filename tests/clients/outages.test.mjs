@@ -93,11 +93,12 @@ test("the server stands still for a second, and goes on as if nothing had been",
   const them = readers(server.at("still"));
   await server.append("still", "before");
   await them.haveRead(1);
-  server.pause();
-  const during = server.append("still", "during");
-  await sleep(1000);
-  await them.haveRead(1);
-  server.resume();
+  let during;
+  await server.stopped(async () => {
+    during = server.append("still", "during");
+    await sleep(1000);
+    await them.haveRead(1);
+  });
   await during;
   await server.close("still");
   await them.end(["before", "during"]);

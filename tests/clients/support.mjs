@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, readdir, writeFile } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -37,9 +37,17 @@ export class Server {
     await gone;
   }
 
-  /** It is there, and does nothing. */
-  pause = () => this.#process.kill("SIGSTOP");
-  resume = () => this.#process.kill("SIGCONT");
+  /** Stops the process while `during` runs. */
+  async stopped(during) {
+    this.#process.kill("SIGSTOP");
+    try {
+      // One thread acts on the signal and stops the others, so on a busy machine they run on for a while.
+      await until(() => threadStates(this.#process.pid).then((states) => states.every((state) => state === "T")), true);
+      return await during();
+    } finally {
+      this.#process.kill("SIGCONT");
+    }
+  }
 
   /** The address of a stream, as it is from the server itself or through a proxy. */
   at = (name, { url } = this) => `${url}/v1/stream/${name}`;
@@ -61,6 +69,14 @@ export class Server {
   async messages(name) {
     return (await fetch(this.at(name))).json();
   }
+}
+
+/** The state of each thread of a process: "T" if it is stopped (proc(5)). */
+async function threadStates(pid) {
+  const tasks = await readdir(`/proc/${pid}/task`);
+  const stats = await Promise.all(tasks.map((task) => readFile(`/proc/${pid}/task/${task}/stat`, "utf8").catch(() => "")));
+  // The name in parentheses before the state may contain anything. A thread that has ended is stopped for good.
+  return stats.map((stat) => (stat ? stat.slice(stat.lastIndexOf(")") + 2)[0] : "T"));
 }
 
 /** A way to the server, for as long as it pleases. */
