@@ -5,12 +5,13 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
     convert::Infallible,
+    error::Error,
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use crate::protocol::Payload;
+use crate::{protocol::Payload, registry::Cut};
 
 pin_project! {
     /// The body of a response: the inner service's, or the layer's own. A service without an inner one,
@@ -50,17 +51,18 @@ impl<B> ResponseBody<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.project().kind.project() {
-            KindProjection::Inner { body } => body.poll_frame(cx),
-            KindProjection::Own { body } => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(|never| match never {})))
-            }
+            KindProjection::Inner { body } => body.poll_frame(cx).map_err(|error| BodyError(error.into())),
+            KindProjection::Own { body } => Pin::new(body).poll_frame(cx).map_err(|cut| BodyError(cut.into())),
         }
     }
 
@@ -76,6 +78,41 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
             Kind::Inner { body } => body.size_hint(),
             Kind::Own { body } => body.size_hint(),
         }
+    }
+}
+
+/// Why a [`ResponseBody`] ended before its end: the inner service's body failed, or the layer cut its own response because
+/// of [`CometBuilder::max_reading`](crate::CometBuilder::max_reading).
+///
+/// A server that gets this error closes the connection, or resets the stream on HTTP/2, so that the client knows that the
+/// response is incomplete.
+///
+/// Its [`source`](Error::source) is the error of the inner service's body, if that failed.
+#[derive(Debug)]
+pub struct BodyError(Box<dyn Error + Send + Sync>);
+
+impl BodyError {
+    /// Whether the layer cut the response. Its client was the slowest to read when the limit was reached; it can
+    /// request the same offset again.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.0.is::<Cut>()
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_cut() {
+            fmt::Display::fmt(&self.0, f)
+        } else {
+            f.write_str("the body of the inner service's response failed")
+        }
+    }
+}
+
+impl Error for BodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        if self.is_cut() { None } else { Some(&*self.0) }
     }
 }
 

@@ -90,6 +90,55 @@ impl CometBuilder {
         self
     }
 
+    /// Sets the limit on the memory that responses hold in addition to the channels' history, in bytes. Default 256 MiB.
+    ///
+    /// It counts, for all responses of the layer together, until the client has received them:
+    ///
+    /// * appends that no channel keeps any more, each once, however many responses hold it;
+    /// * copies: several appends joined for a response, the text of events, and what was handed to the server to send. A
+    ///   server sends a response as fast as the client reads it: hyper buffers about 400 KiB for each connection.
+    ///
+    /// Responses and events of up to 1 KiB are not counted. Neither are messages that the application holds, nor the
+    /// buffers of layers outside of this one.
+    ///
+    /// While half of the limit is in use, responses are handed to the server in frames of 4 KiB instead of 64 KiB. At the
+    /// limit, the response that was polled longest ago is *cut*: its memory is released at once, and its body returns a
+    /// [`BodyError`](crate::BodyError) instead of its rest. So the client receives an incomplete response and knows it, on
+    /// HTTP/1.1, on HTTP/2, and behind a layer that compresses responses; it requests the same offset again. Event streams
+    /// end in the same way. [`Stats::cut_responses`](crate::Stats::cut_responses) counts them, and
+    /// [`Stats::reading_bytes`](crate::Stats::reading_bytes) is the memory in use. If nothing can be cut, because the
+    /// server holds all of it, larger reads are refused: 503 with `Retry-After`,
+    /// [`Limit::Reading`](crate::Limit::Reading).
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// use axum::{Router, body::{Body, to_bytes}, http::Request};
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Comet, CometLayer, Retention, Route};
+    ///
+    /// let comet = Comet::builder().max_reading(1_000_000).retention(Retention::default().appends(1)).build();
+    /// let layer = CometLayer::new(comet.clone()).route("/files/{file}", Route::new().read_by_anyone());
+    /// let app = Router::<()>::new().layer(layer);
+    ///
+    /// // Ten clients request a file that is replaced every time, and do not read the response.
+    /// let mut responses = Vec::new();
+    /// for _ in 0..10 {
+    ///     comet.channel("/files/1").publish(&"x".repeat(300_000)).await?;
+    ///     responses.push(app.clone().oneshot(Request::get("/files/1?offset=-1").body(Body::empty())?).await?);
+    /// }
+    /// assert!(comet.stats().reading_bytes <= 1_000_000);
+    /// assert!(comet.stats().cut_responses >= 5);
+    ///
+    /// assert!(to_bytes(responses.remove(0).into_body(), usize::MAX).await.is_err(), "cut");
+    /// assert_eq!(to_bytes(responses.remove(8).into_body(), usize::MAX).await?.len(), 300_004);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn max_reading(mut self, bytes: usize) -> Self {
+        self.limits.reading = bytes;
+        self
+    }
+
     /// Sets the limit on the number of channels that have a log. Default 100,000. Beyond: 503,
     /// [`Limit::Channels`](crate::Limit::Channels).
     ///

@@ -157,9 +157,11 @@ impl Comet {
             waiters: usage.waits(),
             history_bytes: usage.history(),
             receiving_bytes: usage.receiving(),
+            reading_bytes: usage.responses().get(),
             appends: usage.appends(),
             delivered: usage.delivered(),
             timed_out: usage.timed_out(),
+            cut_responses: usage.cut(),
             hook_timeouts: usage.hook_timeouts(),
             hook_panics: usage.hook_panics(),
         }
@@ -321,12 +323,17 @@ pub struct Stats {
     /// Bytes of memory that request bodies use while they are being received, counted as for
     /// [`CometBuilder::max_receiving`].
     pub receiving_bytes: usize,
+    /// Bytes that responses hold and no channel keeps, counted as for [`CometBuilder::max_reading`].
+    pub reading_bytes: usize,
     /// Appends since the start.
     pub appends: u64,
     /// Waits over HTTP that were answered with messages since the start.
     pub delivered: u64,
     /// Waits over HTTP that timed out since the start.
     pub timed_out: u64,
+    /// Responses that were ended with an error since the start, because [`CometBuilder::max_reading`] was reached and
+    /// their clients were the slowest to read.
+    pub cut_responses: u64,
     /// Calls of an [`Authorize`](crate::Authorize) hook that exceeded
     /// [`Route::hook_timeout`](crate::Route::hook_timeout) since the start.
     pub hook_timeouts: u64,

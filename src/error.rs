@@ -132,6 +132,9 @@ pub enum Limit {
     History,
     /// On the bytes of all request bodies that are being received.
     Receiving,
+    /// On the bytes that responses hold and no channel keeps: see
+    /// [`CometBuilder::max_reading`](crate::CometBuilder::max_reading). Only requests are refused for it.
+    Reading,
     /// On the number of channels.
     Channels,
     /// On the number of requests that wait, on all channels together.
@@ -148,6 +151,7 @@ impl fmt::Display for Limit {
         f.write_str(match self {
             Self::History => "the limit on the history of all channels is reached",
             Self::Receiving => "the limit on the bytes of request bodies that are being received is reached",
+            Self::Reading => "the limit on the bytes that responses hold is reached",
             Self::Channels => "the limit on the number of channels is reached",
             Self::Waits => "the limit on the number of waits is reached",
             Self::WaitsPerChannel => "the limit on the number of waits on this channel is reached",

@@ -141,7 +141,7 @@ mod subscription;
 mod sync;
 
 pub use access::{Access, Action, Authorize, Denied, Grant};
-pub use body::{NoBody, ResponseBody};
+pub use body::{BodyError, NoBody, ResponseBody};
 pub use broadcast::Broadcast;
 pub use builder::CometBuilder;
 pub use change::Change;

@@ -78,6 +78,6 @@ async fn no_time_out_skips_a_message_over_either_protocol() {
         let Tally { delivered, timed_out, messages } = tally;
         println!("HTTP/2: {http2}, {delivered} answers with messages, {timed_out} time-outs");
         assert!(messages.iter().copied().eq(0..APPENDS), "HTTP/2: {http2}: {messages:?}");
-        assert!(delivered > 300 && timed_out > 100, "no race: {delivered} {timed_out}");
+        assert!(delivered > 300 && timed_out > 20, "no race: {delivered} {timed_out}");
     }
 }

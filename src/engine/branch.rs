@@ -1,6 +1,8 @@
 //! What a fork takes over from its source: the same appends, not copies, at the same offsets.
 
-use super::{Batch, Log, MediaType, Offset, Start, history::Entry};
+use std::sync::Arc;
+
+use super::{Batch, Log, MediaType, Offset, ResponseBytes, Start, history::Entry, stored::Logged};
 use crate::Error;
 
 /// What a fork begins with.
@@ -12,6 +14,7 @@ pub(crate) struct Branch {
     /// The append that follows, and how much of its beginning is to be an append of the fork's own.
     part: Option<(Entry, u64)>,
     json: bool,
+    counter: Arc<ResponseBytes>,
 }
 
 impl Log {
@@ -27,6 +30,7 @@ impl Log {
             entries: self.history.from(0).take(end).cloned().collect(),
             part: None,
             json: self.json,
+            counter: Arc::clone(&self.counter),
         };
         if part > 0 {
             let next = self.history.get(end).ok_or(Error::ForkOffset)?;
@@ -37,7 +41,7 @@ impl Log {
 
     /// A log that begins with what another one held.
     pub(crate) fn forked(branch: Branch, now: u64) -> Self {
-        let mut log = Self::new(branch.content_type, now);
+        let mut log = Self::new(branch.content_type, now, &branch.counter);
         log.floor = branch.floor;
         log.history = branch.entries.into_iter().collect();
         if let Some((mut part, _)) = branch.part {
@@ -52,11 +56,12 @@ impl Branch {
     /// Cuts the append that only a part of is taken over.
     pub(crate) fn cut(mut self) -> Result<Self, Error> {
         let Some((next, part)) = self.part.take() else { return Ok(self) };
-        let whole = Batch { data: next.data.clone(), messages: next.messages, json: self.json };
+        let whole = Batch { data: next.data.bytes().clone(), messages: next.messages, json: self.json };
         if part == whole.parts() {
             self.entries.push(next);
         } else {
             let Batch { data, messages, .. } = whole.first(part).ok_or(Error::ForkOffset)?;
+            let data = Logged::new(data, &self.counter);
             self.part = Some((Entry { data, messages, ..next }, part));
         }
         Ok(self)

@@ -1,17 +1,18 @@
 //! A log in memory: the history of one channel.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::{
-    Batch, Gone, MediaType, Offset, Reading, Reason, Retention, Start, Writers,
+    Batch, Gone, MediaType, Offset, Reading, Reason, ResponseBytes, Retention, Start, Writers,
     history::{Entry, History},
     is_json,
     reading::Pieces,
     replica,
+    stored::Logged,
 };
 
-/// The memory that an append takes in addition to its bytes, so that a flood of tiny messages is bounded too: 56 bytes
-/// in the history, which grows by doubling, the allocator's overhead, and the reference count of the bytes.
+/// The memory that an append takes in addition to its bytes, so that a flood of tiny messages is bounded too: 32 bytes
+/// in the history, which grows by doubling, 64 that responses share, and the allocator's overhead.
 const ENTRY_COST: usize = 128;
 
 /// How many appends one answer carries at most, however small they are, because each is visited under the channel's
@@ -31,12 +32,14 @@ pub(crate) struct Log {
     /// When it was last appended to, closed, or made.
     written: u64,
     writers: Option<Box<Writers>>,
+    /// Counts the appends that the log has dropped and responses still hold.
+    pub(super) counter: Arc<ResponseBytes>,
     /// It is kept elsewhere, and this is what this process holds of it.
     pub(super) replica: bool,
 }
 
 impl Log {
-    pub(crate) fn new(content_type: MediaType, now: u64) -> Self {
+    pub(crate) fn new(content_type: MediaType, now: u64, counter: &Arc<ResponseBytes>) -> Self {
         let id = fastrand::u64(1..);
         Self {
             id,
@@ -47,6 +50,7 @@ impl Log {
             closed: false,
             written: now,
             writers: None,
+            counter: Arc::clone(counter),
             replica: false,
         }
     }
@@ -134,7 +138,8 @@ impl Log {
         debug_assert!(self.takes(&batch) && !self.closed, "the registry has checked");
         self.drop_oldest(weight.surplus);
         self.written = now;
-        self.history.push(Entry { data: batch.data, messages: batch.messages, fingerprint: self.id, at: now });
+        let data = Logged::new(batch.data, &self.counter);
+        self.history.push(Entry { data, messages: batch.messages, fingerprint: self.id, at: now });
         self.tail()
     }
 

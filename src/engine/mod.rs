@@ -7,8 +7,9 @@
 //! | --- | --- |
 //! | `log`, `branch`, `replica` | a log in memory; what a fork takes over; what is held of a log that is kept elsewhere |
 //! | `history` | the appends that a log in memory keeps |
+//! | `stored` | the bytes of one append, shared by logs and responses, and the count of what only responses hold |
 //! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
-//! | `offset`, `gone`, `reading` | a place in a log, why it is none, what there is from it on |
+//! | `offset`, `gone`, `reading`, `parts` | an offset in a log, why it cannot be read from, what a read found there, and that in parts |
 //! | `request` | what any engine is asked to do, and what it says was done |
 //! | `remote` | the engines outside of this process: the one place where they differ |
 //! | `redis` | Redis or Valkey |
@@ -31,6 +32,7 @@ mod remote;
 mod replica;
 mod request;
 mod retention;
+mod stored;
 mod writers;
 
 pub(crate) use batch::Batch;
@@ -51,4 +53,5 @@ pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
 pub(crate) use remote::{Feed, Held, PageEntry, Seen};
 pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
+pub(crate) use stored::{ResponseBytes, Share, Stored, counted, shared};
 pub(crate) use writers::{Admission, Stamp, Writers};

@@ -1,105 +1,101 @@
-//! What a read found, a part at a time.
+//! A read's result, a part at a time.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use std::{collections::VecDeque, sync::Arc};
 
-use super::{Reading, reading::Pieces};
+use super::{Reading, ResponseBytes, Stored, reading::Pieces};
 
-/// What is joined at a time. An append of this size or more goes as it is.
-const PART: usize = 64 * 1024;
-
-/// All messages as [`Reading::into_bytes`] joins them, a part at a time: who reads slowly holds one part of its own, and otherwise
-/// what is shared with the log.
+/// What [`Reading::into_bytes`] returns, copied out in parts. An append is released once all of it is copied.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pieces: std::vec::IntoIter<Bytes>,
+    pieces: VecDeque<Arc<Stored>>,
+    /// Where the rest of the first piece begins.
+    at: usize,
     json: bool,
-    begun: bool,
-    /// To go as it is, after the part before it.
-    whole: Option<Bytes>,
     left: usize,
 }
 
 impl Reading {
-    /// Whether it would be much to join all messages at once.
-    pub(crate) fn is_much(&self) -> bool {
-        matches!(&self.pieces, Pieces::Many(pieces) if pieces.iter().map(Bytes::len).sum::<usize>() > PART)
-    }
-
-    pub(crate) fn into_parts(self) -> Parts {
-        let json = self.json;
+    /// Returns the messages in parts. Bytes that the reading does not share with the log count from here on.
+    pub(crate) fn into_parts(self, counter: &Arc<ResponseBytes>) -> Parts {
+        let (json, left) = (self.json, self.size());
         let pieces = match self.pieces {
-            Pieces::None => Vec::new(),
-            Pieces::One(piece) => vec![piece],
-            Pieces::Many(pieces) => pieces,
+            Pieces::None => VecDeque::new(),
+            Pieces::One(piece) => [piece].into(),
+            Pieces::Many(pieces) => pieces.into(),
+            Pieces::Joined(bytes) => [Stored::private(bytes, counter)].into(),
         };
-        let bytes: usize = pieces.iter().map(Bytes::len).sum();
-        // Of JSON, each array but one gives one bracket for a comma, and the other away.
-        let left = if json { bytes - pieces.len().saturating_sub(1) } else { bytes };
-        Parts { pieces: pieces.into_iter(), json, begun: false, whole: None, left }
+        Parts { pieces, at: 0, json, left }
     }
 }
 
 impl Parts {
-    /// The bytes that are still to come.
+    /// How many bytes are still to come.
     pub(crate) fn left(&self) -> usize {
         self.left
     }
 
-    fn part(&mut self) -> Option<Bytes> {
-        if let Some(whole) = self.whole.take() {
-            return Some(whole);
-        }
-        let mut part = BytesMut::new();
-        for piece in self.pieces.by_ref() {
-            let mut content = piece;
-            if self.json {
-                part.put_u8(if self.begun { b',' } else { b'[' });
-                self.begun = true;
-                content = content.slice(1..content.len() - 1);
-            }
-            if content.len() >= PART {
-                self.whole = Some(content);
-                break;
-            }
-            part.extend_from_slice(&content);
-            if part.len() >= PART {
-                break;
-            }
-        }
-        if self.json && self.begun && self.whole.is_none() && self.pieces.as_slice().is_empty() {
-            part.put_u8(b']');
-            self.begun = false;
-        }
-        if part.is_empty() { self.whole.take() } else { Some(part.freeze()) }
+    /// The memory of the references to the appends.
+    pub(crate) fn references(&self) -> usize {
+        self.pieces.capacity() * size_of::<Arc<Stored>>()
     }
-}
 
-impl Iterator for Parts {
-    type Item = Bytes;
+    /// All that is still to come, if that is in one piece.
+    pub(crate) fn first(&self) -> Option<Bytes> {
+        self.pieces.front().map(|piece| piece.bytes().clone())
+    }
 
-    fn next(&mut self) -> Option<Bytes> {
-        let part = self.part()?;
+    /// The memory that dropping these parts may free.
+    pub(crate) fn counted(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.counted()).sum()
+    }
+
+    /// Copies out the next part, at most `most` bytes. Empty at the end.
+    pub(crate) fn next(&mut self, most: usize) -> Bytes {
+        let mut part = BytesMut::with_capacity(most.min(self.left));
+        while part.len() < most {
+            let Some(piece) = self.pieces.front() else { break };
+            let end = piece.len().min(self.at + most - part.len());
+            part.extend_from_slice(&piece[self.at..end]);
+            self.at = end;
+            if end < piece.len() {
+                break;
+            }
+            self.pieces.pop_front();
+            self.at = 0;
+            if self.json && !self.pieces.is_empty() {
+                // Where two JSON arrays are joined, a comma replaces two brackets.
+                if let Some(bracket) = part.last_mut() {
+                    *bracket = b',';
+                }
+                self.at = 1;
+            }
+        }
         self.left -= part.len();
-        Some(part)
+        part.freeze()
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(comet_loom)))]
 mod tests {
     use super::*;
     use crate::engine::{Batch, Log, Retention, Start};
     use proptest::prelude::*;
 
+    const PART: usize = 64 * 1024;
+
     /// A log of appends of these sizes.
-    fn log(sizes: &[usize], json: bool) -> Log {
-        let mut log = Log::new(if json { "application/json" } else { "text/plain" }.parse().expect("a type"), 0);
+    fn log(sizes: &[usize], json: bool) -> (Log, Arc<ResponseBytes>) {
+        let counter = Arc::default();
+        let content_type = if json { "application/json" } else { "text/plain" }.parse().expect("a type");
+        let mut log = Log::new(content_type, 0, &counter);
         for size in sizes {
             let text = "x".repeat(*size);
             let batch = if json { Batch::value(&text) } else { Batch::bytes((text + "y").into()) }.unwrap();
             let weight = log.weigh(&batch, &Retention::unbounded());
             log.append(batch, &weight, 0);
         }
-        log
+        (log, counter)
     }
 
     fn read(log: &Log) -> Reading {
@@ -107,31 +103,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_is_not_copied_and_what_is_small_is_one_part() {
-        let log = log(&[10, PART, 2 * PART, 10, 10], true);
-        let sizes: Vec<_> = read(&log).into_parts().map(|part| part.len()).collect();
-        assert_eq!(sizes, [14, PART + 2, 1, 2 * PART + 2, 27]);
-        assert!(read(&log).is_much());
-        assert!(!read(&self::log(&[PART / 4; 3], true)).is_much());
-        assert!(!read(&self::log(&[10 * PART], true)).is_much(), "it is shared as it is");
+    fn an_append_is_released_once_all_of_it_is_copied() {
+        let (mut log, counter) = log(&[PART, PART], true);
+        let mut parts = read(&log).into_parts(&counter);
+        log.clear();
+        let all = counter.get();
+        assert_eq!((parts.counted(), parts.next(PART).len()), (all, PART));
+        assert_eq!(counter.get(), all);
+        assert_eq!(parts.next(PART).len(), PART);
+        assert_eq!(counter.get(), all / 2);
     }
 
     proptest! {
         #[test]
         fn the_parts_are_the_whole(
-            sizes in proptest::collection::vec(prop_oneof![0..200usize, PART - 3..PART + 3, Just(3 * PART)], 2..40),
+            sizes in proptest::collection::vec(prop_oneof![0..200usize, PART - 3..PART + 3, Just(3 * PART)], 1..40),
+            most in prop_oneof![1..20usize, PART - 2..PART + 2],
             json: bool,
         ) {
-            let log = log(&sizes, json);
+            let (log, counter) = log(&sizes, json);
             let whole = read(&log).into_bytes();
-            let (mut parts, mut joined) = (read(&log).into_parts(), Vec::new());
+            let (mut parts, mut joined) = (read(&log).into_parts(&counter), Vec::new());
             prop_assert_eq!(parts.left(), whole.len());
-            while let Some(part) = parts.next() {
-                prop_assert!(!part.is_empty());
+            while parts.left() > 0 {
+                let part = parts.next(most);
+                prop_assert!(part.len() == most || parts.left() == 0);
                 joined.extend_from_slice(&part);
                 prop_assert_eq!(parts.left(), whole.len() - joined.len());
             }
             prop_assert!(joined == whole);
+            prop_assert!(parts.next(most).is_empty());
         }
     }
 }

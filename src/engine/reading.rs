@@ -1,9 +1,9 @@
 //! What a read asks for, and what it found.
 
 use bytes::{Bytes, BytesMut};
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::{MediaType, Offset};
+use super::{MediaType, Offset, ResponseBytes, Stored, counted, shared, stored::Logged};
 
 /// Where a read starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +39,14 @@ pub(crate) struct Reading {
     pub(super) pieces: Pieces,
 }
 
-/// The appends that were found, shared with the log.
+/// The appends that were found.
 pub(super) enum Pieces {
     None,
-    One(Bytes),
-    Many(Vec<Bytes>),
+    /// Shared with the log.
+    One(Arc<Stored>),
+    Many(Vec<Arc<Stored>>),
+    /// A copy of several, joined.
+    Joined(Bytes),
 }
 
 impl Reading {
@@ -67,15 +70,43 @@ impl Reading {
         matches!(self.pieces, Pieces::None)
     }
 
-    /// All messages in one piece: a JSON array, or the bytes one after the other.
+    /// The bytes of all messages together, as a response sends them.
+    pub(crate) fn size(&self) -> usize {
+        match &self.pieces {
+            Pieces::None => 0,
+            Pieces::One(data) => data.len(),
+            Pieces::Many(pieces) => joined_size(pieces.iter().map(|piece| &***piece), self.json),
+            Pieces::Joined(bytes) => bytes.len(),
+        }
+    }
+
+    /// All messages in one piece: a JSON array, or the bytes one after the other. They do not count as bytes that a
+    /// response holds: this is for few bytes, and for the application.
     ///
     /// Called without a lock: joining a megabyte takes longer than an append.
     pub(crate) fn into_bytes(self) -> Bytes {
         match self.pieces {
             Pieces::None if self.json => Bytes::from_static(b"[]"),
             Pieces::None => Bytes::new(),
-            Pieces::One(data) => data,
-            Pieces::Many(pieces) => join(pieces.iter(), self.json),
+            Pieces::One(data) => data.bytes().clone(),
+            Pieces::Many(pieces) => join(pieces.iter().map(|piece| &***piece), self.json),
+            Pieces::Joined(bytes) => bytes,
+        }
+    }
+
+    /// The same with all messages in one piece.
+    pub(crate) fn joined(mut self) -> Self {
+        if let Pieces::Many(pieces) = &self.pieces {
+            self.pieces = Pieces::Joined(join(pieces.iter().map(|piece| &***piece), self.json));
+        }
+        self
+    }
+
+    /// [`into_bytes`](Self::into_bytes), counted as bytes that a response holds until they are dropped.
+    pub(crate) fn into_counted_bytes(self, counter: &Arc<ResponseBytes>) -> Bytes {
+        match self.pieces {
+            Pieces::One(data) => shared(data),
+            _ => counted(self.into_bytes(), counter),
         }
     }
 }
@@ -83,22 +114,22 @@ impl Reading {
 impl Pieces {
     /// The appends of a reading: shared with the log, unless they are so small that references to them would take more memory
     /// than a copy.
-    pub(super) fn of<'a>(mut appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Self {
+    pub(super) fn of<'a>(mut appends: impl Iterator<Item = &'a Logged> + Clone, json: bool) -> Self {
+        /// About what a reference keeps alive besides the bytes.
+        const SMALL: usize = 32;
         let (count, bytes) = appends.clone().fold((0, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
         match count {
             0 => Self::None,
-            1 => appends.next().cloned().map_or(Self::None, Self::One),
-            _ if bytes < count * size_of::<Bytes>() => Self::One(join(appends, json)),
-            _ => Self::Many(appends.cloned().collect()),
+            1 => appends.next().map_or(Self::None, |data| Self::One(data.share())),
+            _ if bytes < count * SMALL => Self::Joined(join(appends.map(|data| &data.bytes()[..]), json)),
+            _ => Self::Many(appends.map(Logged::share).collect()),
         }
     }
 }
 
 /// Joins appends into one JSON array, or concatenates their bytes.
-fn join<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Bytes {
-    let (count, bytes) = appends.clone().fold((0usize, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
-    // Where two JSON arrays are joined, a comma replaces two brackets.
-    let mut joined = BytesMut::with_capacity(if json { bytes - count.saturating_sub(1) } else { bytes });
+fn join<'a>(appends: impl Iterator<Item = &'a [u8]> + Clone, json: bool) -> Bytes {
+    let mut joined = BytesMut::with_capacity(joined_size(appends.clone(), json));
     for data in appends {
         if !json {
             joined.extend_from_slice(data);
@@ -115,12 +146,19 @@ fn join<'a>(appends: impl Iterator<Item = &'a Bytes> + Clone, json: bool) -> Byt
     joined.freeze()
 }
 
+fn joined_size<'a>(appends: impl Iterator<Item = &'a [u8]>, json: bool) -> usize {
+    let (count, bytes) = appends.fold((0usize, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
+    // Where two JSON arrays are joined, a comma replaces two brackets.
+    if json { bytes - count.saturating_sub(1) } else { bytes }
+}
+
 impl fmt::Debug for Pieces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("None"),
             Self::One(data) => write!(f, "One({} bytes)", data.len()),
             Self::Many(pieces) => write!(f, "Many({} appends)", pieces.len()),
+            Self::Joined(bytes) => write!(f, "Joined({} bytes)", bytes.len()),
         }
     }
 }

@@ -9,11 +9,14 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use super::{Announcement, Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, Start};
+use super::{
+    Announcement, Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, ResponseBytes, Start,
+};
 use crate::Error;
 
 /// What an engine answers, in its time.
@@ -175,10 +178,10 @@ impl Page {
         self.next() == self.tail
     }
 
-    pub(crate) fn into_reading(self) -> Reading {
+    pub(crate) fn into_reading(self, counter: &Arc<ResponseBytes>) -> Reading {
         let up_to_date = self.is_up_to_date();
         let after = Start::After(self.after);
-        let mut reading = Log::replica(self, 0).read(after, usize::MAX).unwrap_or_else(|gone| {
+        let mut reading = Log::replica(self, 0, counter).read(after, usize::MAX).unwrap_or_else(|gone| {
             debug_assert!(false, "a log has its own floor: {gone}");
             Reading::unknown(gone.earliest())
         });

@@ -1,16 +1,17 @@
 //! The end of a log that is kept elsewhere, as far as this process holds it.
 
 use bytes::Bytes;
+use std::sync::Arc;
 
-use super::{Log, Offset, Page, history::Entry};
+use super::{Log, Offset, Page, ResponseBytes, history::Entry, stored::Logged};
 
 /// What is in common to the fingerprints of one log.
 pub(super) const SHARED: u64 = !0 << 32;
 
 impl Log {
     /// A log that begins where a page begins.
-    pub(crate) fn replica(page: Page, now: u64) -> Self {
-        let mut log = Self::new(page.content_type.clone(), now);
+    pub(crate) fn replica(page: Page, now: u64, counter: &Arc<ResponseBytes>) -> Self {
+        let mut log = Self::new(page.content_type.clone(), now, counter);
         log.id = page.log;
         log.replica = true;
         log.floor = page.after;
@@ -26,7 +27,7 @@ impl Log {
         }
         for entry in page.entries {
             self.history.push(Entry {
-                data: entry.data,
+                data: Logged::new(entry.data, &self.counter),
                 messages: entry.messages,
                 fingerprint: entry.fingerprint,
                 at: now,
@@ -36,6 +37,7 @@ impl Log {
 
     /// Adds an append that follows the last one.
     pub(crate) fn follow(&mut self, at: Offset, messages: u32, data: Bytes, now: u64) {
+        let data = Logged::new(data, &self.counter);
         self.history.push(Entry { data, messages, fingerprint: at.fingerprint(), at: now });
     }
 

@@ -2,7 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Payload, headers, text::Text};
+use std::sync::Arc;
+
+use super::{Payload, headers, problem::Problem, text::Text};
 use crate::{
     Outcome, Route,
     access::Gate,
@@ -13,14 +15,15 @@ use crate::{
 /// An answer of the layer's own.
 pub(crate) type Answer = Response<Payload>;
 
-/// 200 with messages, or with none; the cursor if it is live.
+/// 200 with messages, or with none; the cursor if it is live. 503 if the limit on what responses hold is reached.
 pub(super) fn messages(
+    registry: &Arc<Registry>,
     route: &Route,
     mut reading: Reading,
     outcome: Outcome,
     tag: Option<HeaderValue>,
     cursor: Option<HeaderValue>,
-) -> Answer {
+) -> Result<Answer, Problem> {
     let content_type = reading.content_type.take().unwrap_or_else(|| {
         reading.json = is_json(&route.content_type);
         route.content_type.clone()
@@ -44,25 +47,27 @@ pub(super) fn messages(
     if let Some(cursor) = cursor {
         map.insert(headers::CURSOR, cursor);
     }
-    let mut answer = Response::new(reading.into());
+    let content = registry.content(reading).map_err(Problem::full)?;
+    let mut answer = Response::new(content.into());
     *answer.headers_mut() = map;
     answer.extensions_mut().insert(outcome);
-    answer
+    Ok(answer)
 }
 
 /// 200 with messages under the name of what they are, or 304 if the client has seen that.
 pub(super) fn tagged(
+    registry: &Arc<Registry>,
     route: &Route,
     reading: Reading,
     outcome: Outcome,
     seen: Option<&HeaderValue>,
     cursor: Option<HeaderValue>,
-) -> Answer {
+) -> Result<Answer, Problem> {
     let tag = entity_tag(&reading);
     if seen.is_some_and(|seen| matches(seen, &tag)) {
-        return not_modified(route, &reading, tag, cursor);
+        return Ok(not_modified(route, &reading, tag, cursor));
     }
-    messages(route, reading, outcome, Some(tag), cursor)
+    messages(registry, route, reading, outcome, Some(tag), cursor)
 }
 
 /// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.

@@ -3,19 +3,17 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 use super::cursor;
-use crate::{Offset, engine::Reading};
-
-/// About the bytes of a frame. Where a frame ends means nothing to who reads.
-const FRAME: usize = 64 * 1024;
+use crate::{
+    Offset,
+    engine::Reading,
+    registry::{Content, Cut, Registry},
+};
 
 /// Room for all that is written beside the data.
 const HEADS: usize = 320;
-
-/// How much becomes base64 at a time: of three bytes four characters, so that only the end is padded.
-const TRIPLES: usize = FRAME / 4 * 3;
 
 /// A data event, if there is data, and the control event that follows it.
 pub(super) struct Event {
@@ -25,7 +23,7 @@ pub(super) struct Event {
 }
 
 struct Data {
-    bytes: Bytes,
+    content: Content,
     base64: bool,
     /// How far it is written.
     at: usize,
@@ -48,57 +46,72 @@ impl Event {
     }
 
     /// What was read, if anything, and where that leaves the reader.
-    pub(super) fn of(reading: Reading, client: Option<NonZeroU32>, base64: bool) -> Self {
+    pub(super) fn of(registry: &Arc<Registry>, reading: Reading, client: Option<NonZeroU32>, base64: bool) -> Self {
         let cursor = (!reading.closed).then(|| cursor::next(client));
         let control = Control { next: reading.next, cursor, up_to_date: reading.up_to_date };
-        if reading.is_empty() { Self::control(control) } else { Self::new(reading.into_bytes(), base64, control) }
+        if reading.is_empty() {
+            return Self::control(control);
+        }
+        Self::new(registry.content_in_one_piece(reading), base64, control)
     }
 
-    fn new(bytes: Bytes, base64: bool, control: Control) -> Self {
-        let data = Data { bytes, base64, at: 0, begun: false, line_begun: false };
+    fn new(content: Content, base64: bool, control: Control) -> Self {
+        let data = Data { content, base64, at: 0, begun: false, line_begun: false };
         Self { data: Some(data), control: Some(control) }
     }
-}
 
-/// The frames of an event.
-impl Iterator for Event {
-    type Item = Bytes;
+    /// The next frame; `None` when all is written.
+    pub(super) fn next_frame(&mut self, registry: &Registry) -> Option<Result<Bytes, Cut>> {
+        let text = self.write(registry.frame_size())?;
+        Some(text.and_then(|text| registry.frame(text.into())))
+    }
 
-    fn next(&mut self) -> Option<Bytes> {
+    /// About `frame` bytes of text, and up to `HEADS` more. Where a frame ends means nothing to clients.
+    fn write(&mut self, frame: usize) -> Option<Result<String, Cut>> {
         let control = self.control.as_ref()?;
-        let left = self.data.as_ref().map_or(0, |data| data.bytes.len() - data.at);
-        let mut text = String::with_capacity(left.min(FRAME) + HEADS);
+        let mut text = String::new();
         if let Some(data) = &mut self.data {
-            data.write(&mut text, control.next);
-            if data.at < data.bytes.len() {
-                return Some(text.into());
+            match data.write(&mut text, control.next, frame) {
+                Ok(true) => {}
+                Ok(false) => return Some(Ok(text)),
+                Err(cut) => return Some(Err(cut)),
             }
         }
         control.write(&mut text);
         self.control = None;
-        Some(text.into())
+        self.data = None;
+        Some(Ok(text))
     }
 }
 
 impl Data {
     /// With an id of its own, and not only in the control event behind it: a browser's `EventSource` takes an event as soon
     /// as it is whole, and a connection that breaks between the two would have it told the same data again.
-    fn write(&mut self, text: &mut String, next: Offset) {
+    ///
+    /// Returns whether all is written.
+    fn write(&mut self, text: &mut String, next: Offset, frame: usize) -> Result<bool, Cut> {
+        let bytes = match &self.content {
+            Content::Whole(bytes) => bytes.clone(),
+            Content::Transfer(transfer) => transfer.peek()?,
+        };
+        text.reserve((bytes.len() - self.at).min(frame) + HEADS);
         if !self.begun {
             text.push_str(&format!("event: data\nid:{next}\n"));
             self.begun = true;
         }
-        while self.at < self.bytes.len() && text.len() < FRAME {
+        while self.at < bytes.len() && text.len() < frame {
             if self.base64 {
-                self.write_base64(text);
+                self.write_base64(&bytes, text, frame);
             } else {
-                self.write_text(text);
+                self.write_text(&bytes, text, frame);
             }
         }
-        if self.at == self.bytes.len() {
+        let finished = self.at == bytes.len();
+        if finished {
             self.begin_line(text);
             text.push_str("\n\n");
         }
+        Ok(finished)
     }
 
     fn begin_line(&mut self, text: &mut String) {
@@ -108,26 +121,27 @@ impl Data {
         }
     }
 
-    fn write_base64(&mut self, text: &mut String) {
+    /// A multiple of three bytes at a time, which become four characters each, so that only the end is padded.
+    fn write_base64(&mut self, bytes: &[u8], text: &mut String, frame: usize) {
         self.begin_line(text);
-        let end = self.bytes.len().min(self.at + TRIPLES);
-        BASE64_STANDARD.encode_string(&self.bytes[self.at..end], text);
+        let end = bytes.len().min(self.at + (frame / 4).max(1) * 3);
+        BASE64_STANDARD.encode_string(&bytes[self.at..end], text);
         self.at = end;
     }
 
     /// A line, or as much of it as goes into a frame. CRLF, LF and a lone CR all end one: somebody's text could forge an event with
     /// whichever was left out.
-    fn write_text(&mut self, text: &mut String) {
-        let rest = self.bytes.slice(self.at..);
+    fn write_text(&mut self, bytes: &[u8], text: &mut String, frame: usize) {
+        let rest = &bytes[self.at..];
         if !self.line_begun && rest[0] == b' ' {
             // A reader takes one space off, if there is one.
             text.push_str("data: ");
             self.line_begun = true;
         }
         self.begin_line(text);
-        let most = rest.len().min(FRAME);
+        let most = rest.len().min(frame);
         let end = rest[..most].iter().position(|byte| matches!(byte, b'\r' | b'\n'));
-        let taken = end.unwrap_or_else(|| whole_characters(&rest, most));
+        let taken = end.unwrap_or_else(|| whole_characters(rest, most));
         text.push_str(&String::from_utf8_lossy(&rest[..taken]));
         self.at += taken;
         if end.is_some() {
@@ -163,9 +177,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const FRAME: usize = 64 * 1024;
+
     fn frames(data: impl Into<Bytes>, base64: bool) -> Vec<Bytes> {
         let control = Control { next: Offset::ZERO, cursor: Some(1), up_to_date: true };
-        Event::new(data.into(), base64, control).collect()
+        let mut event = Event::new(Content::Whole(data.into()), base64, control);
+        std::iter::from_fn(|| event.write(FRAME)).map(|text| text.expect("not cut").into()).collect()
     }
 
     /// The data of the data event, if it is one, and a control event follows it: as the WHATWG's algorithm reads it.

@@ -27,12 +27,19 @@ use crate::{
 };
 
 /// What there is without a wait: messages, or the end of the stream.
-pub(super) fn at_once(target: &Target<'_>, asked: &Asked, reading: Reading, seen: Option<&HeaderValue>) -> Answer {
+pub(super) fn at_once(
+    target: &Target<'_>,
+    asked: &Asked,
+    reading: Reading,
+    seen: Option<&HeaderValue>,
+) -> Result<Answer, Problem> {
     if reading.is_empty() {
-        return answer::nothing(&reading, Outcome::Ended, None);
+        return Ok(answer::nothing(&reading, Outcome::Ended, None));
     }
-    target.registry.usage().count_delivered();
-    answer::tagged(&target.route, reading, Outcome::Delivered, seen, Some(cursor::header(asked.cursor)))
+    let (registry, cursor) = (&target.registry, cursor::header(asked.cursor));
+    let answer = answer::tagged(registry, &target.route, reading, Outcome::Delivered, seen, Some(cursor))?;
+    registry.usage().count_delivered();
+    Ok(answer)
 }
 
 pin_project! {
@@ -87,8 +94,13 @@ impl Future for LongPoll {
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
-                registry.usage().count_delivered();
-                answer::tagged(this.route, reading, Outcome::Delivered, None, cursor)
+                match answer::tagged(registry, this.route, reading, Outcome::Delivered, None, cursor) {
+                    Ok(answer) => {
+                        registry.usage().count_delivered();
+                        answer
+                    }
+                    Err(problem) => problem.into_answer(),
+                }
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();

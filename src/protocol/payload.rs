@@ -4,17 +4,16 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use std::{
-    convert::Infallible,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use super::sse::EventStream;
-use crate::engine::{Parts, Reading};
+use crate::registry::{Content, Cut, Transfer};
 
 pub(crate) enum Payload {
     Piece(Full<Bytes>),
-    Parts(Box<Parts>),
+    Transfer(Box<Transfer>),
     Events(Pin<Box<EventStream>>),
 }
 
@@ -30,28 +29,31 @@ impl From<Bytes> for Payload {
     }
 }
 
-impl From<Reading> for Payload {
-    fn from(reading: Reading) -> Self {
-        if reading.is_much() { Self::Parts(Box::new(reading.into_parts())) } else { reading.into_bytes().into() }
+impl From<Content> for Payload {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Whole(bytes) => bytes.into(),
+            Content::Transfer(transfer) => Self::Transfer(transfer),
+        }
     }
 }
 
 impl Body for Payload {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Cut;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
-            Self::Piece(piece) => Pin::new(piece).poll_frame(cx),
-            Self::Parts(parts) => Poll::Ready(parts.next().map(|part| Ok(Frame::data(part)))),
-            Self::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|data| Ok(Frame::data(data)))),
+            Self::Piece(piece) => Pin::new(piece).poll_frame(cx).map_err(|never| match never {}),
+            Self::Transfer(transfer) => Poll::Ready(transfer.next().map(|part| part.map(Frame::data))),
+            Self::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|data| data.map(Frame::data))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Piece(piece) => piece.is_end_stream(),
-            Self::Parts(parts) => parts.left() == 0,
+            Self::Transfer(transfer) => transfer.left() == 0,
             Self::Events(_) => false,
         }
     }
@@ -59,7 +61,7 @@ impl Body for Payload {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Piece(piece) => piece.size_hint(),
-            Self::Parts(parts) => SizeHint::with_exact(parts.left() as u64),
+            Self::Transfer(transfer) => SizeHint::with_exact(transfer.left() as u64),
             Self::Events(_) => SizeHint::default(),
         }
     }

@@ -46,13 +46,13 @@ fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: 
         Err(error) => return target.reply(Err(error.into())),
     };
     match asked.live {
-        Some(Live::LongPoll) => target.reply(Ok(long_poll::at_once(target, asked, reading, seen))),
+        Some(Live::LongPoll) => target.reply(long_poll::at_once(target, asked, reading, seen)),
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
         // Where "now" is changes with time, so what is read from there has no name to be cached under.
         None if asked.start == Start::Tail => {
-            target.reply(Ok(answer::messages(&target.route, reading, Outcome::Read, None, None)))
+            target.reply(answer::messages(&target.registry, &target.route, reading, Outcome::Read, None, None))
         }
-        None => target.reply(Ok(answer::tagged(&target.route, reading, Outcome::Read, seen, None))),
+        None => target.reply(answer::tagged(&target.registry, &target.route, reading, Outcome::Read, seen, None)),
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Outcome, Route,
     engine::{MediaType, Offset, Reading, is_json, is_text},
-    registry::{Ended, Wait},
+    registry::{Cut, Ended, Wait},
 };
 
 /// A connection ends after about this long, and the client comes back: to another node, with a fresh login, past
@@ -71,7 +71,8 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
 }
 
 pin_project! {
-    /// An event stream. It has an offset and at most one chunk of the log, so a slow client costs the channel nothing.
+    /// An event stream. It has an offset, and holds at most one chunk of the log, which the registry can take: then the stream
+    /// ends with an error.
     pub(crate) struct EventStream {
         #[pin]
         wait: Wait,
@@ -94,11 +95,12 @@ pin_project! {
 }
 
 impl EventStream {
-    pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let mut this = self.project();
         let now = this.wait.registry().now();
-        if let Some(frame) = this.event.as_mut().and_then(Iterator::next) {
+        if let Some(frame) = this.event.as_mut().and_then(|event| event.next_frame(this.wait.registry())) {
             *this.beat = now + BEAT;
+            *this.finished |= frame.is_err();
             return Poll::Ready(Some(frame));
         }
         *this.event = None;
@@ -126,7 +128,7 @@ impl EventStream {
                 // Who is behind all the time would never see a quiet moment to end in.
                 *this.finished = reading.closed || over;
                 *this.told = reading.up_to_date.then_some(reading.next);
-                Event::of(reading, *this.cursor, *this.base64)
+                Event::of(this.wait.registry(), reading, *this.cursor, *this.base64)
             }
             // Even if it is over at once: a client that requested "now" resumes from there, and misses nothing. And again with a
             // beat and at the end, if the channel does not exist and its absent tail has moved on.
@@ -138,7 +140,7 @@ impl EventStream {
             }
             Poll::Ready(Ended::TimedOut(_)) if !over => {
                 *this.beat = now + BEAT;
-                return Poll::Ready(Some(Bytes::from_static(b":\n\n")));
+                return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
             }
             // The client comes back, and is told then.
             Poll::Ready(_) => {
@@ -148,7 +150,9 @@ impl EventStream {
             Poll::Pending => return Poll::Pending,
         };
         *this.beat = now + BEAT;
-        Poll::Ready(this.event.insert(event).next())
+        let frame = this.event.insert(event).next_frame(this.wait.registry());
+        *this.finished |= matches!(frame, Some(Err(_)));
+        Poll::Ready(frame)
     }
 }
 

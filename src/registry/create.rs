@@ -38,7 +38,7 @@ impl Registry {
             }
             let log = match &source {
                 Some(source) => Log::forked(source.branch.clone(), now),
-                None => Log::new(content_type.clone(), now),
+                None => Log::new(content_type.clone(), now, self.usage.responses()),
             };
             let kept = self.make(entry, state, false, now, log)?;
             kept.explicit = true;

@@ -102,8 +102,8 @@ impl Expiries {
 }
 
 impl Registry {
-    /// Trims or evicts up to [`STEP`] due channels of each queue, and settles up to as many ended forks. Every
-    /// operation does this.
+    /// Trims or evicts up to [`STEP`] due channels of each queue, settles up to as many ended forks, and cuts transfers
+    /// if they hold too much. Every operation does this.
     pub(super) fn step(&self, now: u64) {
         self.settle_some();
         for queue in [&self.expiries, &self.transients] {
@@ -111,6 +111,7 @@ impl Registry {
                 self.look_after(&entry, ticket, now);
             }
         }
+        self.make_room_to_read(0);
     }
 
     /// Evicts channels that have expired until one was or the slice is over, before something is refused for lack of room; and for

@@ -211,7 +211,7 @@ impl Registry {
         self.forget(entry, state);
         // An idle channel's end is the engine's to decide: others may read it elsewhere.
         let lifetime = if until.is_some() { page.lifetime } else { Lifetime::Unbounded };
-        let log = Log::replica(page, now);
+        let log = Log::replica(page, now, self.usage.responses());
         self.usage.count_channel();
         let mut kept = Kept::new(log, false, now);
         kept.set_lifetime(lifetime, until);

@@ -1,11 +1,14 @@
 //! What may grow, and how far.
 
-use std::sync::atomic::{
-    AtomicU64, AtomicUsize as Counter,
-    Ordering::{AcqRel, Acquire, Relaxed},
+use std::sync::{
+    Arc,
+    atomic::{
+        AtomicU64, AtomicUsize as Counter,
+        Ordering::{AcqRel, Acquire, Relaxed},
+    },
 };
 
-use crate::{Limit, sync::AtomicUsize};
+use crate::{Limit, engine::ResponseBytes, sync::AtomicUsize};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -15,6 +18,8 @@ pub(crate) struct Limits {
     pub(crate) history: usize,
     /// Bytes of all request bodies that are being received.
     pub(crate) receiving: usize,
+    /// Bytes that responses hold, and no log.
+    pub(crate) reading: usize,
     /// Channels that hold a log.
     pub(crate) channels: usize,
     /// Waits on all channels.
@@ -33,6 +38,7 @@ impl Default for Limits {
             append: 1024 * 1024,
             history: 256 * 1024 * 1024,
             receiving: 64 * 1024 * 1024,
+            reading: 256 * 1024 * 1024,
             channels: 100_000,
             waits: 100_000,
             waits_per_channel: 100_000,
@@ -55,6 +61,8 @@ pub(crate) struct Usage {
     followed: Counter,
     history: Counter,
     receiving: Counter,
+    responses: Arc<ResponseBytes>,
+    cut: AtomicU64,
     appends: AtomicU64,
     delivered: AtomicU64,
     timed_out: AtomicU64,
@@ -71,6 +79,8 @@ impl Usage {
             followed: Counter::new(0),
             history: Counter::new(0),
             receiving: Counter::new(0),
+            responses: Arc::default(),
+            cut: AtomicU64::new(0),
             appends: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             timed_out: AtomicU64::new(0),
@@ -99,6 +109,15 @@ impl Usage {
 
     pub(crate) fn receiving(&self) -> usize {
         self.receiving.load(Relaxed)
+    }
+
+    /// Counts the bytes that responses hold, and no log.
+    pub(crate) fn responses(&self) -> &Arc<ResponseBytes> {
+        &self.responses
+    }
+
+    pub(crate) fn cut(&self) -> u64 {
+        self.cut.load(Relaxed)
     }
 
     pub(crate) fn appends(&self) -> u64 {
@@ -211,6 +230,10 @@ impl Usage {
 
     pub(super) fn count_append(&self) {
         self.appends.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn count_cut(&self) {
+        self.cut.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn count_delivered(&self) {

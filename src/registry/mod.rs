@@ -13,6 +13,7 @@
 //! | `slice` | how much work one poll does before it lets other tasks run |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
+//! | `transfers` | responses that hold appends, and the limit on what they hold together |
 //! | `closing` | ending all waits, at once or spread over time |
 //! | `follow`, `hold`, `tend`, `health` | channels whose logs are kept elsewhere: who wants them, what is held of them, who tends to that |
 //! | `compare`, `backlog` | the same: whether it is all there is, and what is to be read |
@@ -56,6 +57,7 @@ mod slice;
 #[cfg(feature = "redis")]
 mod tend;
 mod timer;
+mod transfers;
 mod wait;
 mod waiters;
 mod wherever;
@@ -77,6 +79,7 @@ use expiry::Expiries;
 use follow::Asked;
 use health::Health;
 use map::Map;
+use transfers::Transfers;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
 #[cfg(feature = "redis")]
@@ -90,6 +93,7 @@ pub(crate) use slice::{poll_sliced, sliced};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use timer::NEVER;
+pub(crate) use transfers::{Content, Cut, Transfer};
 pub(crate) use wait::{Ended, Wait};
 pub(crate) use waiters::Woken;
 
@@ -104,6 +108,7 @@ pub(crate) struct Registry {
     /// The channels that broadcasts created for waiters on a name without one, in the order in which they are evicted.
     transients: Expiries,
     orphans: Orphans,
+    transfers: Transfers,
     closing: Closing,
     /// The engine that keeps the logs, if that is not this process.
     remote: Option<Arc<dyn Remote>>,
@@ -126,6 +131,7 @@ impl Registry {
             expiries: Expiries::new(),
             transients: Expiries::new(),
             orphans: Orphans::new(),
+            transfers: Transfers::new(),
             closing: Closing::new(),
             remote: None,
             asked: Asked::nothing(),

@@ -142,7 +142,7 @@ impl Registry {
     /// What an engine has read, on this registry's clock.
     pub(super) fn reading(&self, page: Page) -> Reading {
         let until = page.left.map(|left| ends_in(left, self.now()));
-        let mut reading = page.into_reading();
+        let mut reading = page.into_reading(self.usage.responses());
         reading.until = until;
         reading
     }

@@ -133,6 +133,8 @@ impl Registry {
             }
             changed = attempt();
         }
+        // What retention has dropped may be held by responses.
+        self.make_room_to_read(0);
         changed
     }
 
@@ -150,7 +152,13 @@ impl Registry {
                 // The waiters for which the broadcast would create the channel have left.
                 return Err(Error::Unknown);
             }
-            self.make(entry, state, append.broadcast.is_some(), now, Log::new(content_type.clone(), now))?;
+            self.make(
+                entry,
+                state,
+                append.broadcast.is_some(),
+                now,
+                Log::new(content_type.clone(), now, self.usage.responses()),
+            )?;
         }
         let kept = state.log.as_mut().expect("created above if there was none");
         if kept.is_buried() {
