@@ -37,8 +37,8 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Notify,
 };
-use tower::{Service, service_fn};
-use tower_comet::{Comet, CometLayer, Route};
+use tower::{BoxError, Service, service_fn};
+use tower_comet::{BodyError, Comet, CometLayer, Route};
 use tower_layer::Layer;
 
 use crate::{Result, message};
@@ -83,7 +83,7 @@ async fn axum_serve<S, B>(listener: TcpListener, service: S) -> Result<()>
 where
     S: Service<Request<axum::body::Body>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
-    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let app = axum::Router::new().fallback_service(service);
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true)));
@@ -94,7 +94,7 @@ async fn hyper_serve<S, B>(listener: TcpListener, service: S, builder: &str) -> 
 where
     S: Service<Request<hyper::body::Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     loop {
         let (stream, _) = listener.accept().await?;
@@ -130,7 +130,7 @@ where
 /// The layer around a trivial inner service.
 fn comet<B>() -> impl Service<
     Request<B>,
-    Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + 'static>,
+    Response = Response<impl Body<Data = Bytes, Error = BodyError> + Send + 'static>,
     Error = Infallible,
     Future: Send,
 > + Clone
