@@ -45,8 +45,8 @@ impl CometBuilder {
         self
     }
 
-    /// The bytes of all history together, including 128 for each append and 64 for each remembered producer. Default
-    /// 256 MiB. Beyond: 503, [`Limit::History`](crate::Limit::History).
+    /// Sets the limit on the bytes of all history together, including 128 for each append and 64 for each remembered
+    /// producer. A fork counts in full, also while it is being made. Default 256 MiB. Beyond: 503, [`Limit::History`](crate::Limit::History).
     pub fn max_history(mut self, bytes: usize) -> Self {
         self.limits.history = bytes;
         self

@@ -29,7 +29,9 @@ use crate::{
 /// Nothing happens before the first poll. With the logs in memory, the first poll makes the change, and the future is
 /// ready. If there are very many waiters, the future wakes them over several polls instead, and dropping it wakes the
 /// remaining ones. A later poll makes the change only if a limit is reached and more expired channels must be evicted
-/// than one poll may evict; a future that is dropped before that has changed nothing.
+/// than one poll may evict; a future that is dropped before that has changed nothing. A
+/// [fork](crate::Create::fork_of) of a channel with more than 1,024 appends also takes several polls; a future that is
+/// dropped before the fork exists leaves nothing.
 ///
 /// On Redis, a change that is dropped while it is in flight may or may not have been made; with a
 /// [`Producer`](crate::Producer) the application can make sure.
@@ -46,7 +48,8 @@ enum Stage {
     Refused(Error),
     /// The change was made in memory. Some waiters have not been woken yet.
     Waking(Woken, Offset),
-    /// The change is in flight to a remote engine, or expired channels must be evicted before it can be made.
+    /// The change is in flight to a remote engine, expired channels must be evicted before it can be made, or it is a
+    /// fork, which is copied in slices.
     Running(Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>),
     Done,
 }
@@ -166,10 +169,10 @@ impl Future for Change {
 }
 
 impl What {
-    /// Makes the change if the logs are in memory and no more channels have to be evicted first. Otherwise returns a
-    /// future that makes it.
+    /// Makes the change if the logs are in memory, it is no fork, and no more channels have to be evicted first. Otherwise
+    /// returns a future that makes it.
     fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<Stage, Error> {
-        if registry.remote().is_none() {
+        if registry.remote().is_none() && !self.is_fork() {
             let now = registry.now();
             match self.make(registry, name) {
                 Err(Error::Full(_)) if registry.may_have_room(now) => {}
@@ -180,7 +183,11 @@ impl What {
         Ok(Stage::Running(Box::pin(async move { what.make_anywhere(&registry, &name).await })))
     }
 
-    /// Makes the change in memory. A refused change can be retried.
+    fn is_fork(&self) -> bool {
+        matches!(self, Self::Create(creation) if creation.fork.is_some())
+    }
+
+    /// Makes the change in memory, unless it is a fork. A refused change can be retried.
     fn make(&mut self, registry: &Registry, name: &str) -> Result<(Offset, Woken), Error> {
         match self {
             Self::Append { batch, close, stamp, again } => {

@@ -137,17 +137,18 @@ impl Channel {
         Producer::new(self.clone(), id, epoch)
     }
 
-    /// Makes the channel, to stay until it is [`delete`](Self::delete)d or its lifetime is over. Resolves to its tail.
+    /// Creates the channel, which stays until it is [`delete`](Self::delete)d or its lifetime ends. Resolves to its tail.
     ///
-    /// It is given a content type, or a [`Create`] that says more: a lifetime, what it begins with, whether it is a fork.
-    /// Creating it again in the same way changes nothing.
+    /// Takes a content type, or a [`Create`] that also sets a lifetime, the first content, or the source of a fork.
+    /// Creating the channel again in the same way changes nothing.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::Error::Conflict) if it is there, created in another way;
-    /// [`MediaType`](crate::Error::MediaType) if the content type is none; of a fork, [`Unknown`](crate::Error::Unknown)
-    /// and [`ForkOffset`](crate::Error::ForkOffset) if the source is not there or not the place in it;
-    /// [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
+    /// [`Conflict`](crate::Error::Conflict) if the channel exists and was created in another way;
+    /// [`MediaType`](crate::Error::MediaType) if the content type is malformed; of a fork,
+    /// [`Unknown`](crate::Error::Unknown) if the source does not exist, [`Conflict`](crate::Error::Conflict) if it was
+    /// deleted and its name is still taken, and [`ForkOffset`](crate::Error::ForkOffset) if it does not retain the offset to
+    /// fork at; [`Full`](crate::Error::Full), [`Name`](crate::Error::Name).
     ///
     /// ```
     /// # use tower_comet::{Comet, Error};

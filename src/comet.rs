@@ -314,11 +314,11 @@ impl fmt::Debug for Comet {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Channels that hold a log.
+    /// Channels that have a log, and forks that are being made.
     pub channels: usize,
     /// Parked requests, and subscriptions in `recv`.
     pub waiters: usize,
-    /// Bytes of all history, in the measure of [`CometBuilder::max_history`].
+    /// Bytes of all history, as [`CometBuilder::max_history`] counts them.
     pub history_bytes: usize,
     /// Bytes of memory that request bodies use while they are being received, counted as for
     /// [`CometBuilder::max_receiving`].

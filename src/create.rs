@@ -44,16 +44,22 @@ impl Create {
         Self { creation: Creation { content_type, ..Creation::default() }, malformed }
     }
 
-    /// A fork: a channel that begins with what another one of the same [`Comet`](crate::Comet) holds, at the same offsets and without
-    /// copies of the messages. It has its source's type, and its lifetime unless another is set.
+    /// A fork: a channel that begins with the messages of another one of the same [`Comet`](crate::Comet), at the same
+    /// offsets. The messages are shared, not copied. A fork has its source's content type, and its lifetime unless another
+    /// is set.
     ///
-    /// The source may go its own way, and may be deleted; its name stays taken until its last fork is gone.
+    /// Later appends to the source do not change the fork. The source can be deleted, but its name stays taken until its
+    /// last fork is deleted.
+    ///
+    /// With the logs in memory, a fork inherits up to 1,024 appends in each poll of its
+    /// [`Change`](crate::Change). Each inherited append counts for
+    /// [`max_history`](crate::CometBuilder::max_history), with its payload.
     pub fn fork_of(source: &Channel) -> Self {
         let fork = Fork { source: source.name().into(), at: None, part: 0 };
         Self { creation: Creation { fork: Some(fork), ..Creation::default() }, malformed: false }
     }
 
-    /// Forks at this place of the source, instead of at its tail. Without effect on what is no fork.
+    /// Forks at this offset of the source, instead of at its tail. Has no effect on a channel that is no fork.
     pub fn at(mut self, offset: Offset) -> Self {
         if let Some(fork) = &mut self.creation.fork {
             fork.at = Some(Start::After(offset));

@@ -49,7 +49,8 @@ pub enum Error {
     },
     /// The channel is closed: its stream has ended.
     Closed,
-    /// The channel is there already, created in another way.
+    /// The channel exists and was created in another way; or the source of a fork was deleted, and its name is taken
+    /// because it has other forks.
     Conflict,
     /// A `Stream-Seq` is not above the last one.
     Sequence,

@@ -236,6 +236,57 @@ fn a_part_of_a_large_append_costs_no_more_than_the_append() {
 }
 
 #[test]
+fn a_fork_that_is_refused_copies_nothing() {
+    let _alone = alone();
+    const LONG: usize = 20_000;
+    // What the entries of the source take, and a little room, but not for the entries of a fork.
+    let history = LONG * 129 + 100_000;
+    let builder = Comet::builder().retention(Retention::unbounded()).max_history(history).max_append(1_000);
+    let comet = builder.max_channels(4).build();
+    let (source, other) = (comet.channel("/source"), comet.channel("/other"));
+    for channel in [&source, &other, &comet.channel("/deleted")] {
+        channel.create("text/plain").wait().expect("room");
+    }
+    let offsets: Vec<_> = (0..LONG).map(|_| source.append("x").wait().expect("room")).collect();
+    let strange = other.append("x").wait().expect("room");
+    comet.channel("/deleted").append("x").wait().expect("room");
+    comet.channel("/fork").create(Create::fork_of(&comet.channel("/deleted"))).wait().expect("room");
+    comet.channel("/deleted").delete().wait().expect("it is there");
+    let of = |source| Create::fork_of(source);
+    let refusals: [(&str, Create, &str); 9] = [
+        ("/other", of(&source), "Conflict"),
+        ("/fork", of(&source), "Conflict"),
+        ("/x", of(&comet.channel("/deleted")), "Conflict"),
+        ("/x", of(&comet.channel("/unknown")), "Unknown"),
+        ("/x", of(&source).at(strange), "ForkOffset"),
+        ("/x", of(&source).content("x".repeat(1_001)), "TooLarge { limit: 1000 }"),
+        ("/x\0", of(&source), "Name"),
+        ("/x", of(&source), "Full(Channels)"),
+        ("/x", of(&source).at(offsets[LONG / 2]), "Full(History)"),
+    ];
+    for (name, how, error) in refusals {
+        if error == "Full(History)" {
+            comet.channel("/other").delete().wait().expect("it is there");
+        }
+        let (usage, before) = (comet.stats(), ALLOCATOR.stats().bytes_allocated);
+        let refused = comet.channel(name).create(how).wait();
+        let allocated = ALLOCATOR.stats().bytes_allocated - before;
+        assert_eq!(format!("{:?}", refused.expect_err("refused")), error, "{name}");
+        // The half of the source is half a megabyte, as references alone.
+        assert!(allocated < 32 * KIB, "{error}: {allocated} bytes");
+        assert_eq!(format!("{:?}", comet.stats()), format!("{usage:?}"), "{error}");
+    }
+    let layer = CometLayer::new(comet.clone()).route("/{*path}", Route::strict().read_by_anyone().create_by_anyone());
+    with_paused_clock(async {
+        let before = ALLOCATOR.stats().bytes_allocated;
+        let json = [("stream-forked-from", "/source"), ("content-type", "application/json")];
+        assert_eq!(send(&layer, ask("PUT /x", &json, "")).await.status, 409);
+        let allocated = ALLOCATOR.stats().bytes_allocated - before;
+        assert!(allocated < 32 * KIB, "another type: {allocated} bytes");
+    });
+}
+
+#[test]
 fn an_answer_of_tiny_appends_holds_no_more_than_its_content() {
     let _alone = alone();
     with_paused_clock(async {

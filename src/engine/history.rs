@@ -108,14 +108,6 @@ impl History {
     }
 }
 
-impl FromIterator<Entry> for History {
-    fn from_iter<T: IntoIterator<Item = Entry>>(entries: T) -> Self {
-        let mut history = Self::new();
-        entries.into_iter().for_each(|entry| history.push(entry));
-        history
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

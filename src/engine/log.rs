@@ -13,11 +13,11 @@ use super::{
 
 /// The memory that an append takes in addition to its bytes, so that a flood of tiny messages is bounded too: 32 bytes
 /// in the history, which grows by doubling, 64 that responses share, and the allocator's overhead.
-const ENTRY_COST: usize = 128;
+pub(super) const ENTRY_COST: usize = 128;
 
-/// How many appends one answer carries at most, however small they are, because each is visited under the channel's
-/// lock.
-const APPENDS: usize = 2_048;
+/// The number of appends that a read returns at most, however small they are, because it visits each under the channel's
+/// lock. A remote engine, which serves one command at a time, has the same limit.
+pub(crate) const READ: usize = 2_048;
 
 /// The history of a channel, in memory.
 pub(crate) struct Log {
@@ -116,12 +116,17 @@ impl Log {
         self.json == batch.json
     }
 
-    /// What an append would change: the cost that it adds, and how many entries retention lets go
-    /// to make room, with the cost that this gives back.
+    /// Returns what an append would change: the cost that it adds, and how many entries retention would trim for it,
+    /// with the cost that this frees.
     pub(crate) fn weigh(&self, batch: &Batch, retention: &Retention) -> Weight {
-        let mut weight = Weight { adds: batch.data.len() + ENTRY_COST, surplus: 0, frees: 0 };
+        self.weigh_some(batch, retention, usize::MAX)
+    }
+
+    /// The same, with at most `most` entries to trim.
+    pub(super) fn weigh_some(&self, batch: &Batch, retention: &Retention, most: usize) -> Weight {
+        let mut weight = Weight { adds: cost_of(batch), surplus: 0, frees: 0 };
         let (mut kept, mut bytes) = (self.len() + 1, self.history.bytes() + batch.data.len());
-        for entry in self.history.from(0) {
+        for entry in self.history.from(0).take(most) {
             if kept <= retention.appends && bytes <= retention.bytes {
                 break;
             }
@@ -177,7 +182,7 @@ impl Log {
             .enumerate()
             .take_while(|(nth, entry)| {
                 bytes += entry.data.len();
-                *nth == 0 || (bytes <= limit && *nth < APPENDS)
+                *nth == 0 || (bytes <= limit && *nth < READ)
             })
             .count();
         let chosen = self.history.from(first).take(taken);
@@ -197,7 +202,7 @@ impl Log {
     }
 
     /// The offset just before the entry at `index`, which is the one just after its predecessor.
-    fn offset_before(&self, index: usize) -> Offset {
+    pub(super) fn offset_before(&self, index: usize) -> Offset {
         let previous = index.checked_sub(1).and_then(|previous| self.history.get(previous));
         previous.map_or(self.floor, |previous| Offset::new(self.floor.position() + index as u64, previous.fingerprint))
     }
@@ -256,5 +261,10 @@ impl fmt::Debug for Log {
 pub(crate) struct Weight {
     pub(crate) adds: usize,
     pub(crate) frees: usize,
-    surplus: usize,
+    pub(super) surplus: usize,
+}
+
+/// Returns the cost that an append of this batch adds, in the measure of the limit on all history.
+pub(crate) fn cost_of(batch: &Batch) -> usize {
+    batch.data.len() + ENTRY_COST
 }

@@ -5,7 +5,7 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `log`, `branch`, `replica` | a log in memory; what a fork takes over; what is held of a log that is kept elsewhere |
+//! | `log`, `branch`, `replica` | a log in memory; what a fork inherits; the cached end of a remote log |
 //! | `history` | the appends that a log in memory keeps |
 //! | `stored` | the bytes of one append, shared by logs and responses, and the count of what only responses hold |
 //! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
@@ -36,9 +36,9 @@ mod stored;
 mod writers;
 
 pub(crate) use batch::Batch;
-pub(crate) use branch::Branch;
+pub(crate) use branch::{Branch, Copied, Remains};
 pub use gone::{Gone, Reason};
-pub(crate) use log::Log;
+pub(crate) use log::{Log, cost_of};
 pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, same_type};
 pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};

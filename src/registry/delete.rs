@@ -81,7 +81,8 @@ impl Registry {
         true
     }
 
-    fn settle_one(&self, parent: &Parent) {
+    /// Subtracts an ended fork from the count of its parent. No lock may be held.
+    pub(super) fn settle_one(&self, parent: &Parent) {
         let mut state = parent.entry.lock();
         let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == parent.log) else { return };
         let special = kept.special_mut();

@@ -12,6 +12,7 @@
 //! | `timer` | waking a wait at its deadline |
 //! | `slice` | how much work one poll does before it lets other tasks run |
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
+//! | `fork` | creating a channel as a fork, in many steps |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `transfers` | responses that hold appends, and the limit on what they hold together |
 //! | `closing` | ending all waits, at once or spread over time |
@@ -41,6 +42,7 @@ mod entry;
 mod expiry;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is followed"))]
 mod follow;
+mod fork;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere it is always well"))]
 mod health;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "and nothing is held of what is kept elsewhere"))]

@@ -29,9 +29,14 @@ impl Registry {
         Ok(appended)
     }
 
-    /// [`create`](Self::create), wherever the log is.
+    /// Creates a channel, also as a [fork](Self::fork), in memory or on the remote engine.
     pub(crate) async fn create_anywhere(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
-        let Some(remote) = self.remote() else { return self.locally(|| self.create(name, creation)).await };
+        let Some(remote) = self.remote() else {
+            return match &creation.fork {
+                Some(fork) => self.fork(name, creation, fork).await,
+                None => self.locally(|| self.create(name, creation)).await,
+            };
+        };
         self.check_name(name)?;
         if creation.content.len() > self.limits.append {
             return Err(Error::TooLarge { limit: self.limits.append });
@@ -121,16 +126,22 @@ impl Registry {
     /// # Cancel safety
     ///
     /// If this future is dropped after the change was made, it wakes the remaining waiters.
-    async fn locally<T>(&self, mut change: impl FnMut() -> Result<(T, Woken), Error>) -> Result<T, Error> {
-        let now = self.now();
-        let (done, mut woken) = loop {
-            match change() {
-                Err(Error::Full(_)) if self.may_have_room(now) => yield_now().await,
-                changed => break changed?,
-            }
-        };
+    async fn locally<T>(&self, change: impl FnMut() -> Result<(T, Woken), Error>) -> Result<T, Error> {
+        let (done, mut woken) = self.retried(self.now(), change).await?;
         sliced(|slice| self.finish(&mut woken, slice)).await;
         Ok(done)
+    }
+
+    /// Runs `attempt`, and again in later polls while a limit refuses it and channels are due at `now`.
+    ///
+    /// This ends if each refused attempt evicts channels: see [`with_room`](Self::with_room).
+    pub(super) async fn retried<T>(&self, now: u64, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            match attempt() {
+                Err(Error::Full(_)) if self.may_have_room(now) => yield_now().await,
+                done => return done,
+            }
+        }
     }
 
     /// Continues the work that follows a change: wakes waiters, settles forks and evicts transient channels. Returns

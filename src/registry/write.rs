@@ -113,7 +113,8 @@ impl Registry {
         mut change: impl FnMut(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
     ) -> Result<(T, Woken), Error> {
         let now = self.now();
-        let mut attempt = || {
+        self.step(now);
+        let changed = self.with_room(now, || {
             self.edit(name, |entry, state| {
                 // One whose lifetime is over is none.
                 let fresh = self.living(entry, state, now).is_none();
@@ -124,18 +125,24 @@ impl Registry {
                 }
                 changed
             })
-        };
-        self.step(now);
-        let (mut changed, mut slice) = (attempt(), Slice::new());
-        while let Err(Error::Full(lacking)) = changed {
-            if !self.make_room(lacking, now, &mut slice) {
-                break;
-            }
-            changed = attempt();
-        }
+        });
         // What retention has dropped may be held by responses.
         self.make_room_to_read(0);
         changed
+    }
+
+    /// Runs `attempt`. While a limit refuses it, evicts expired channels for up to one slice, and runs it again.
+    ///
+    /// If it is refused in the end, and more channels [are due](Self::may_have_room), the caller retries in another poll.
+    pub(super) fn with_room<T>(&self, now: u64, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        let (mut done, mut slice) = (attempt(), Slice::new());
+        while let Err(Error::Full(lacking)) = done {
+            if !self.make_room(lacking, now, &mut slice) {
+                break;
+            }
+            done = attempt();
+        }
+        done
     }
 
     /// Returns the log of a channel. Creates it if there is none and the append has a type to create it with.
@@ -152,13 +159,7 @@ impl Registry {
                 // The waiters for which the broadcast would create the channel have left.
                 return Err(Error::Unknown);
             }
-            self.make(
-                entry,
-                state,
-                append.broadcast.is_some(),
-                now,
-                Log::new(content_type.clone(), now, self.usage.responses()),
-            )?;
+            self.make(entry, state, append.broadcast.is_some(), now, content_type.clone())?;
         }
         let kept = state.log.as_mut().expect("created above if there was none");
         if kept.is_buried() {

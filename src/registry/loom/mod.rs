@@ -10,6 +10,7 @@ mod absent;
 mod append;
 mod closing;
 mod drained;
+mod forks;
 mod leaving;
 mod list;
 mod slices;
