@@ -38,6 +38,8 @@ mod writers;
 pub(crate) use batch::Batch;
 pub(crate) use branch::{Branch, Copied, Remains};
 pub use gone::{Gone, Reason};
+#[cfg(feature = "redis")]
+pub(crate) use log::READ;
 pub(crate) use log::{Log, cost_of};
 pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, same_type};
 pub(crate) use offset::hexadecimal;

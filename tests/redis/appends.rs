@@ -193,3 +193,64 @@ async fn who_gives_up_leaves_those_who_came_later() {
         assert!(others.iter().all(|seen| seen.status.is_success()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_returns_at_most_2048_appends_as_in_memory() {
+    const MOST: usize = 2_048;
+    let redis = Server::start().await;
+    let node = Node::start(&redis.url()).await;
+    let memory = Node::of(Comet::builder().retention(Retention::unbounded()).build());
+    let channel = "/c/tiny";
+    for comet in [&node.comet, &memory.comet] {
+        for part in (0..2 * MOST + 10).collect::<Vec<_>>().chunks(30) {
+            let appends = part.iter().map(|n| comet.channel(channel).publish(&(n % 10)));
+            assert!(join_all(appends).await.iter().all(Result::is_ok));
+        }
+        comet.channel(channel).close().await.expect("it is open");
+    }
+    let calls = redis.calls("xrange").await;
+    let (mut offset, mut right_offset) = ("-1".to_owned(), "-1".to_owned());
+    for expected in [MOST, MOST, 10] {
+        let seen = node.get(&format!("{channel}?offset={offset}")).await;
+        let right = memory.get(&format!("{channel}?offset={right_offset}")).await;
+        assert_eq!((told(&seen), seen.text()), (told(&right), right.text()));
+        assert_eq!(seen.text().len(), 2 * expected + 1);
+        for header in ["stream-up-to-date", "stream-closed"] {
+            assert_eq!(seen.header(header), right.header(header), "{header}");
+            assert_eq!(seen.header(header).is_some(), expected == 10, "{header}");
+        }
+        (offset, right_offset) = (seen.offset().to_string(), right.offset().to_string());
+    }
+    // 64 at a time, and none beyond the last; and each offset is looked up.
+    assert_eq!(redis.calls("xrange").await - calls, 32 + 32 + 1 + 2);
+
+    // With exactly as many as fit, the answer is up to date.
+    for comet in [&node.comet, &memory.comet] {
+        let full = comet.channel("/c/full");
+        assert!(join_all((0..MOST).map(|_| full.publish(&1))).await.iter().all(Result::is_ok));
+    }
+    for node in [&node, &memory] {
+        let seen = node.get("/c/full?offset=-1").await;
+        assert_eq!((seen.text().len(), seen.header("stream-up-to-date")), (2 * MOST + 1, Some("true")));
+        assert_eq!(seen.header("stream-closed"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_of_large_appends_fetches_few_that_it_does_not_return() {
+    const LARGE: usize = 300_000;
+    let redis = Server::start().await;
+    let node = Node::start(&redis.url()).await;
+    let channel = node.comet.channel("/c/large");
+    channel.create("text/plain").await.expect("room");
+    for n in 0..60 {
+        channel.append(format!("{n:02}").repeat(LARGE / 2)).await.expect("room");
+    }
+    let before = redis.info("memory", "used_memory_peak").await - redis.info("memory", "used_memory").await;
+    assert!(before < LARGE as u64 * 20, "{before}");
+    let seen = node.get("/c/large?offset=-1").await;
+    assert!(seen.text().len() >= LARGE && seen.text().len() < 20 * LARGE, "{}", seen.text().len());
+    let after = redis.info("memory", "used_memory_peak").await - redis.info("memory", "used_memory").await;
+    println!("{} bytes returned; Redis had {after} beyond what it holds", seen.text().len());
+    assert!(after < 30 * LARGE as u64, "{after}");
+}

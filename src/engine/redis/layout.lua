@@ -8,8 +8,8 @@
 --
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 --
--- Before this come the bounds of what is kept, as numbers, which cost nothing here: `APPENDS`, `BYTES`, `AGE` (0 for any), `LINGER`,
--- `PRODUCERS`, and `INLINE`, the bytes that a publication carries.
+-- The limits precede this as constants, which cost nothing: `APPENDS`, `BYTES`, `AGE` (0 for any), `LINGER`, `PRODUCERS`, `INLINE`,
+-- the bytes that a publication carries, and `READ`, the appends that a read returns.
 
 -- What every append changes: whether a plain append may be made without a further look (`j` or `b` for its content, or `-`), the
 -- log's tag; the positions where it ends and before it begins, their fingerprints, how many bytes were ever appended up to

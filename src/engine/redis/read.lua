@@ -1,5 +1,5 @@
--- What there is from a place. ARGV: where (earliest, tail, origin, after, window), position and fingerprint of `after`, bytes,
--- whether this keeps an idle channel alive.
+-- Reads a channel. ARGV: where to start (earliest, tail, origin, after, window), the position and fingerprint of `after`, how many
+-- bytes to return at most, and whether this keeps an idle channel alive. The first append is returned whatever its size.
 local where, position, low, limit, touches = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 
 local it = load(KEYS[1])
@@ -43,17 +43,22 @@ elseif where == 'window' then
   end
   for at = #newest, 1, -1 do found[#found + 1] = newest[at] end
 else
-  local next, full = from + 1, it.tail == it.floor
-  while not full do
-    local some = redis.call('XRANGE', it.log, text(next) .. '-0', '+', 'COUNT', 64)
+  -- At most READ appends, as in memory. Positions have no gaps, so this is where the answer ends at the latest.
+  local next, last = from + 1, math.min(it.tail, from + READ)
+  -- Not many more entries are fetched than fit, going by the average of the log.
+  local average = math.max(1, (it.sum - it.floorsum) / math.max(1, it.tail - it.floor))
+  -- No append is empty: once the limit is reached, nothing more fits.
+  while next <= last and (size < limit or #found == 0) do
+    local count = math.min(64, last - next + 1, math.max(1, math.ceil((limit - size) / average)))
+    local some = redis.call('XRANGE', it.log, text(next) .. '-0', '+', 'COUNT', count)
     for _, one in ipairs(some) do
       local this = entry(one)
       size = size + #this[3]
-      if #found > 0 and size > limit then full = true break end
+      if #found > 0 and size > limit then break end
       found[#found + 1] = this
       next = next + 1
     end
-    if #some < 64 then full = true end
+    if #some < count then break end
   end
 end
 

@@ -4,7 +4,7 @@ use redis::Script;
 use std::time::Duration;
 
 use super::Kept;
-use crate::engine::Retention;
+use crate::engine::{READ, Retention};
 
 /// Beyond it, a publication carries no data, and whoever hears of it reads the log.
 const INLINE: usize = 8 * 1024;
@@ -36,13 +36,13 @@ impl Scripts {
     }
 }
 
-/// Appends, bytes and milliseconds that are kept, how long an empty channel is remembered, how many producers, and what a
-/// publication carries.
+/// Defines the limits as Lua constants: the appends, bytes and milliseconds that are retained, how long an empty channel is
+/// remembered, the number of producers, the bytes that a publication carries, and the appends that a read returns.
 fn bounds(kept: &Kept) -> String {
     let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
     let Retention { appends, bytes, age } = &kept.retention;
     format!(
-        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE = {}, {}, {}, {}, {}, {INLINE}\n",
+        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE, READ = {}, {}, {}, {}, {}, {INLINE}, {READ}\n",
         bounded(*appends),
         bounded(*bytes),
         age.map_or(0, millis),
