@@ -194,7 +194,9 @@ impl Registry {
             kept.due = None;
             // A wait has a reference to its entry until it has read. The other two are the map's and this function's.
             if waited_on || Arc::strong_count(&entry) > 2 {
-                kept.touched = now;
+                // A millisecond later, because the order of channels with the same time is random: this one must not come
+                // before one that is not tried yet.
+                kept.touched = now.saturating_add(1);
                 self.queue(kept, &entry, now);
                 continue;
             }
