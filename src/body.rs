@@ -92,8 +92,8 @@ where
 pub struct BodyError(Box<dyn Error + Send + Sync>);
 
 impl BodyError {
-    /// Whether the layer cut the response. Its client was the slowest to read when the limit was reached; it can
-    /// request the same offset again.
+    /// Whether the layer cut the response, because its client is slow to read. The client can request the same offset
+    /// again; if the channel does not keep what follows it any more, the answer is 410.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.0.is::<Cut>()

@@ -90,25 +90,29 @@ impl CometBuilder {
         self
     }
 
-    /// Sets the limit on the memory that responses hold in addition to the channels' history, in bytes. Default 256 MiB.
+    /// Sets the limit on the memory that responses hold in addition to the channels' history, in bytes. Default 256 MiB, at
+    /// least 256 KiB.
     ///
-    /// It counts, for all responses of the layer together, until the client has received them:
+    /// It counts, for all responses of the layer together:
     ///
-    /// * appends that no channel keeps any more, each once, however many responses hold it;
-    /// * copies: several appends joined for a response, the text of events, and what was handed to the server to send. A
-    ///   server sends a response as fast as the client reads it: hyper buffers about 400 KiB for each connection.
+    /// * appends that a response is still to send and that the channel does not keep any more, each once, however many
+    ///   responses hold it. (A broadcast is one append for each channel.)
+    /// * frames, the parts of responses that were handed to the server, until the server drops them. hyper buffers up to
+    ///   400 KiB for each HTTP/1.1 connection and each HTTP/2 stream if the client does not read.
     ///
-    /// Responses and events of up to 1 KiB are not counted. Neither are messages that the application holds, nor the
-    /// buffers of layers outside of this one.
+    /// Responses of up to 1 KiB are not counted, but events of any size are. Messages that the application holds are not
+    /// counted, nor the buffers of layers outside of this one and of servers that copy frames.
     ///
-    /// While half of the limit is in use, responses are handed to the server in frames of 4 KiB instead of 64 KiB. At the
-    /// limit, the response that was polled longest ago is *cut*: its memory is released at once, and its body returns a
-    /// [`BodyError`](crate::BodyError) instead of its rest. So the client receives an incomplete response and knows it, on
-    /// HTTP/1.1, on HTTP/2, and behind a layer that compresses responses; it requests the same offset again. Event streams
-    /// end in the same way. [`Stats::cut_responses`](crate::Stats::cut_responses) counts them, and
-    /// [`Stats::reading_bytes`](crate::Stats::reading_bytes) is the memory in use. If nothing can be cut, because the
-    /// server holds all of it, larger reads are refused: 503 with `Retry-After`,
-    /// [`Limit::Reading`](crate::Limit::Reading).
+    /// While half of the limit is in use, frames have 4 KiB instead of 64 KiB, and a response of which the server holds more
+    /// than 64 KiB waits until that is less: after 5 s it is *cut*. At the limit, responses are cut that were not polled for long and hold
+    /// appends: these are released at once. The body of a response that is cut returns a
+    /// [`BodyError`](crate::BodyError) instead of its rest, so the client receives an incomplete response and knows it, on
+    /// HTTP/1.1, on HTTP/2, and behind a layer that compresses responses. Event streams end in the same way. The client
+    /// requests the same offset again, and is answered 410 if the channel does not keep what follows it any more.
+    ///
+    /// If there is nothing left to cut, because the server holds all of it, reads of more than 1 KiB are refused: 503 with
+    /// `Retry-After`, [`Limit::Reading`](crate::Limit::Reading). [`Stats::reading_bytes`](crate::Stats::reading_bytes) is the
+    /// memory in use, [`Stats::cut_responses`](crate::Stats::cut_responses) the number of responses that were cut.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
@@ -135,7 +139,7 @@ impl CometBuilder {
     /// # }).unwrap();
     /// ```
     pub fn max_reading(mut self, bytes: usize) -> Self {
-        self.limits.reading = bytes;
+        self.limits.reading = bytes.max(256 * 1024);
         self
     }
 

@@ -55,5 +55,5 @@ pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
 pub(crate) use remote::{Feed, Held, PageEntry, Seen};
 pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
-pub(crate) use stored::{ResponseBytes, Share, Stored, counted, shared};
+pub(crate) use stored::{ResponseBytes, Share, Stored};
 pub(crate) use writers::{Admission, Stamp, Writers};

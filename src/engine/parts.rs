@@ -29,6 +29,12 @@ impl Reading {
     }
 }
 
+impl From<Arc<Stored>> for Parts {
+    fn from(stored: Arc<Stored>) -> Self {
+        Self { left: stored.len(), pieces: [stored].into(), at: 0, json: false }
+    }
+}
+
 impl Parts {
     /// How many bytes are still to come.
     pub(crate) fn left(&self) -> usize {
@@ -45,9 +51,23 @@ impl Parts {
         self.pieces.front().map(|piece| piece.bytes().clone())
     }
 
-    /// The memory that dropping these parts may free.
-    pub(crate) fn counted(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.counted()).sum()
+    /// How many appends are held.
+    pub(crate) fn appends(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether dropping these parts frees at least `worth` bytes. Logs drop their oldest appends first, so the first ones
+    /// tell.
+    pub(crate) fn frees(&self, worth: usize) -> bool {
+        let mut freed = 0;
+        for piece in &self.pieces {
+            let share = Stored::share_of(piece);
+            freed += share;
+            if share == 0 || freed >= worth {
+                break;
+            }
+        }
+        freed + self.references() >= worth
     }
 
     /// Copies out the next part, at most `most` bytes. Empty at the end.
@@ -108,7 +128,8 @@ mod tests {
         let mut parts = read(&log).into_parts(&counter);
         log.clear();
         let all = counter.get();
-        assert_eq!((parts.counted(), parts.next(PART).len()), (all, PART));
+        assert!(parts.frees(all) && !parts.frees(2 * all));
+        assert_eq!(parts.next(PART).len(), PART);
         assert_eq!(counter.get(), all);
         assert_eq!(parts.next(PART).len(), PART);
         assert_eq!(counter.get(), all / 2);

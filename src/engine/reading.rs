@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use std::{fmt, sync::Arc};
 
-use super::{MediaType, Offset, ResponseBytes, Stored, counted, shared, stored::Logged};
+use super::{MediaType, Offset, ResponseBytes, Stored, stored::Logged};
 
 /// Where a read starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,19 +94,11 @@ impl Reading {
         }
     }
 
-    /// The same with all messages in one piece.
-    pub(crate) fn joined(mut self) -> Self {
-        if let Pieces::Many(pieces) = &self.pieces {
-            self.pieces = Pieces::Joined(join(pieces.iter().map(|piece| &***piece), self.json));
-        }
-        self
-    }
-
-    /// [`into_bytes`](Self::into_bytes), counted as bytes that a response holds until they are dropped.
-    pub(crate) fn into_counted_bytes(self, counter: &Arc<ResponseBytes>) -> Bytes {
+    /// All messages in one piece. A copy counts as bytes that a response holds; an append does as it always does.
+    pub(crate) fn into_stored(self, counter: &Arc<ResponseBytes>) -> Arc<Stored> {
         match self.pieces {
-            Pieces::One(data) => shared(data),
-            _ => counted(self.into_bytes(), counter),
+            Pieces::One(data) => data,
+            _ => Stored::private(self.into_bytes(), counter),
         }
     }
 }

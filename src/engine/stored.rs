@@ -34,12 +34,18 @@ pub(crate) struct Stored {
     /// count as those of responses until the last response releases them.
     logs: AtomicUsize,
     counter: Arc<ResponseBytes>,
+    /// No response held it when the last log dropped it, so it was never counted.
+    unshared: bool,
 }
 
 impl Stored {
+    fn new(bytes: Bytes, logs: usize, counter: &Arc<ResponseBytes>) -> Self {
+        Self { bytes, logs: AtomicUsize::new(logs), counter: Arc::clone(counter), unshared: false }
+    }
+
     /// Bytes that were made for a response and that no log keeps.
     pub(crate) fn private(bytes: Bytes, counter: &Arc<ResponseBytes>) -> Arc<Self> {
-        let stored = Self { bytes, logs: AtomicUsize::new(0), counter: Arc::clone(counter) };
+        let stored = Self::new(bytes, 0, counter);
         stored.count();
         Arc::new(stored)
     }
@@ -50,9 +56,9 @@ impl Stored {
         &self.bytes
     }
 
-    /// The memory that dropping this reference may free: none, while a log keeps the append.
-    pub(crate) fn counted(&self) -> usize {
-        if self.logs.load(Relaxed) == 0 { self.size() } else { 0 }
+    /// The share of one response in the counted memory: none, while a log keeps the append.
+    pub(crate) fn share_of(this: &Arc<Self>) -> usize {
+        if this.logs.load(Relaxed) == 0 { this.size() / Arc::strong_count(this) } else { 0 }
     }
 
     fn size(&self) -> usize {
@@ -66,8 +72,10 @@ impl Stored {
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        // The last log counted it when it dropped it.
-        self.counter.0.fetch_sub(self.size(), Relaxed);
+        if !self.unshared {
+            // The last log counted it when it dropped it.
+            self.counter.0.fetch_sub(self.size(), Relaxed);
+        }
     }
 }
 
@@ -85,7 +93,7 @@ pub(super) struct Logged(Arc<Stored>);
 
 impl Logged {
     pub(super) fn new(bytes: Bytes, counter: &Arc<ResponseBytes>) -> Self {
-        Self(Arc::new(Stored { bytes, logs: AtomicUsize::new(1), counter: Arc::clone(counter) }))
+        Self(Arc::new(Stored::new(bytes, 1, counter)))
     }
 
     /// A reference for a response.
@@ -111,14 +119,16 @@ impl Clone for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        if self.0.logs.fetch_sub(1, AcqRel) == 1 {
+        if let Some(stored) = Arc::get_mut(&mut self.0) {
+            stored.unshared = true;
+        } else if self.0.logs.fetch_sub(1, AcqRel) == 1 {
             // Before the reference goes: if it is the last one, `Stored` takes this off again.
             self.0.count();
         }
     }
 }
 
-/// Bytes of a response that it shares with nobody, counted until they are dropped.
+/// Counts memory of a response, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     bytes: usize,
@@ -130,39 +140,16 @@ impl Share {
         counter.0.fetch_add(bytes, Relaxed);
         Self { bytes, counter: Arc::clone(counter) }
     }
+
+    pub(crate) fn size(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         self.counter.0.fetch_sub(self.bytes, Relaxed);
     }
-}
-
-/// Returns bytes that count until their last clone is dropped, whoever holds it: the server holds what it has not sent.
-pub(crate) fn counted(bytes: Bytes, counter: &Arc<ResponseBytes>) -> Bytes {
-    struct Counted(Bytes, #[allow(dead_code, reason = "dropped with the bytes")] Share);
-
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-
-    let share = Share::new(bytes.len(), counter);
-    Bytes::from_owner(Counted(bytes, share))
-}
-
-/// Returns the bytes of an append for a response to send. They count once no log keeps them.
-pub(crate) fn shared(stored: Arc<Stored>) -> Bytes {
-    struct Shared(Arc<Stored>);
-
-    impl AsRef<[u8]> for Shared {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-
-    Bytes::from_owner(Shared(stored))
 }
 
 #[cfg(all(test, not(comet_loom)))]
@@ -174,17 +161,15 @@ mod tests {
         let counter = Arc::default();
         let log = Logged::new(Bytes::from(vec![b'x'; 1000]), &counter);
         let fork = log.clone();
-        let (first, second) = (log.share(), shared(log.share()));
+        let (first, second) = (log.share(), log.share());
         drop(log);
-        assert_eq!((counter.get(), first.counted()), (0, 0), "the fork keeps it");
+        assert_eq!((counter.get(), Stored::share_of(&first)), (0, 0), "the fork keeps it");
         drop(fork);
-        assert_eq!((counter.get(), first.counted()), (1000 + OVERHEAD, 1000 + OVERHEAD), "once for both responses");
+        let all = 1000 + OVERHEAD;
+        assert_eq!((counter.get(), Stored::share_of(&first)), (all, all / 2), "once for both responses");
         drop(first);
-        assert_eq!(counter.get(), 1000 + OVERHEAD);
-        let frame = second.slice(..10);
+        assert_eq!((counter.get(), Stored::share_of(&second)), (all, all));
         drop(second);
-        assert_eq!(counter.get(), 1000 + OVERHEAD, "a part of it holds all of it");
-        drop(frame);
         assert_eq!(counter.get(), 0);
     }
 
@@ -196,15 +181,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_response_count_until_their_last_clone_is_dropped() {
+    fn private_bytes_count_until_they_are_dropped() {
         let counter = Arc::default();
-        let bytes = counted(Bytes::from_static(b"hello"), &counter);
         let private = Stored::private(Bytes::from_static(b"hello"), &counter);
-        assert_eq!(counter.get(), 5 + 5 + OVERHEAD);
-        let clone = bytes.clone();
-        drop((bytes, private));
-        assert_eq!((counter.get(), &clone[..]), (5, &b"hello"[..]));
-        drop(clone);
+        let share = Share::new(7, &counter);
+        assert_eq!(counter.get(), 5 + OVERHEAD + 7);
+        drop((private, share));
         assert_eq!(counter.get(), 0);
     }
 }

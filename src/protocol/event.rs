@@ -8,8 +8,8 @@ use std::{num::NonZeroU32, sync::Arc};
 use super::cursor;
 use crate::{
     Offset,
-    engine::Reading,
-    registry::{Content, Cut, Registry},
+    engine::{Reading, Stored},
+    registry::{Cut, Outgoing, Registry, Transfer},
 };
 
 /// Room for all that is written beside the data.
@@ -23,12 +23,19 @@ pub(super) struct Event {
 }
 
 struct Data {
-    content: Content,
+    text: Text,
     base64: bool,
     /// How far it is written.
     at: usize,
     begun: bool,
     line_begun: bool,
+}
+
+/// The text of an event.
+enum Text {
+    New(Arc<Stored>),
+    /// The first frame did not finish it, so it is held until the client reads on, and the registry can take it.
+    Held(Transfer),
 }
 
 /// What follows every data event.
@@ -52,18 +59,26 @@ impl Event {
         if reading.is_empty() {
             return Self::control(control);
         }
-        Self::new(registry.content_in_one_piece(reading), base64, control)
+        Self::new(reading.into_stored(registry.usage().responses()), base64, control)
     }
 
-    fn new(content: Content, base64: bool, control: Control) -> Self {
-        let data = Data { content, base64, at: 0, begun: false, line_begun: false };
+    fn new(text: Arc<Stored>, base64: bool, control: Control) -> Self {
+        let data = Data { text: Text::New(text), base64, at: 0, begun: false, line_begun: false };
         Self { data: Some(data), control: Some(control) }
     }
 
-    /// The next frame; `None` when all is written.
-    pub(super) fn next_frame(&mut self, registry: &Registry) -> Option<Result<Bytes, Cut>> {
-        let text = self.write(registry.frame_size())?;
-        Some(text.and_then(|text| registry.frame(text.into())))
+    /// The next frame, of about `most` bytes; `None` when all is written.
+    pub(super) fn next_frame(
+        &mut self,
+        registry: &Arc<Registry>,
+        outgoing: &Outgoing,
+        most: usize,
+    ) -> Option<Result<Bytes, Cut>> {
+        let text = self.write(most)?;
+        if let Some(data) = &mut self.data {
+            data.hold(registry);
+        }
+        Some(text.and_then(|text| outgoing.event(registry, text)))
     }
 
     /// About `frame` bytes of text, and up to `HEADS` more. Where a frame ends means nothing to clients.
@@ -90,9 +105,9 @@ impl Data {
     ///
     /// Returns whether all is written.
     fn write(&mut self, text: &mut String, next: Offset, frame: usize) -> Result<bool, Cut> {
-        let bytes = match &self.content {
-            Content::Whole(bytes) => bytes.clone(),
-            Content::Transfer(transfer) => transfer.peek()?,
+        let bytes = match &self.text {
+            Text::New(stored) => stored.bytes().clone(),
+            Text::Held(transfer) => transfer.peek()?,
         };
         text.reserve((bytes.len() - self.at).min(frame) + HEADS);
         if !self.begun {
@@ -112,6 +127,12 @@ impl Data {
             text.push_str("\n\n");
         }
         Ok(finished)
+    }
+
+    fn hold(&mut self, registry: &Arc<Registry>) {
+        if let Text::New(stored) = &self.text {
+            self.text = Text::Held(Transfer::hold(registry, Arc::clone(stored)));
+        }
     }
 
     fn begin_line(&mut self, text: &mut String) {
@@ -181,7 +202,7 @@ mod tests {
 
     fn frames(data: impl Into<Bytes>, base64: bool) -> Vec<Bytes> {
         let control = Control { next: Offset::ZERO, cursor: Some(1), up_to_date: true };
-        let mut event = Event::new(Content::Whole(data.into()), base64, control);
+        let mut event = Event::new(Stored::private(data.into(), &Arc::default()), base64, control);
         std::iter::from_fn(|| event.write(FRAME)).map(|text| text.expect("not cut").into()).collect()
     }
 

@@ -45,7 +45,7 @@ impl Body for Payload {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
             Self::Piece(piece) => Pin::new(piece).poll_frame(cx).map_err(|never| match never {}),
-            Self::Transfer(transfer) => Poll::Ready(transfer.next().map(|part| part.map(Frame::data))),
+            Self::Transfer(transfer) => transfer.poll_next(cx).map(|part| part.map(|part| part.map(Frame::data))),
             Self::Events(events) => events.as_mut().poll_next(cx).map(|event| event.map(|data| data.map(Frame::data))),
         }
     }

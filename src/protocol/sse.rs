@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU32,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Outcome, Route,
     engine::{MediaType, Offset, Reading, is_json, is_text},
-    registry::{Cut, Ended, Wait},
+    registry::{Cut, Ended, Outgoing, Registry, Wait},
 };
 
 /// A connection ends after about this long, and the client comes back: to another node, with a fresh login, past
@@ -50,6 +50,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         base64,
         cursor: asked.cursor,
         event: None,
+        outgoing: Outgoing::new(),
         told: None,
         finished: false,
         beat: target.registry.now() + BEAT,
@@ -81,6 +82,7 @@ pin_project! {
         cursor: Option<NonZeroU32>,
         // The event that is being sent.
         event: Option<Event>,
+        outgoing: Outgoing,
         // The tail that the client was sent last.
         told: Option<Offset>,
         finished: bool,
@@ -98,12 +100,20 @@ impl EventStream {
     pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let mut this = self.project();
         let now = this.wait.registry().now();
-        if let Some(frame) = this.event.as_mut().and_then(|event| event.next_frame(this.wait.registry())) {
+        if *this.finished && this.event.is_none() {
+            return Poll::Ready(None);
+        }
+        let most = match ready!(this.outgoing.poll_ready(this.wait.registry(), 0, cx)) {
+            Ok(most) => most,
+            Err(cut) => {
+                (*this.event, *this.finished) = (None, true);
+                return Poll::Ready(Some(Err(cut)));
+            }
+        };
+        if let Some(frame) = next_frame(this.event, this.finished, this.wait.registry(), this.outgoing, most) {
             *this.beat = now + BEAT;
-            *this.finished |= frame.is_err();
             return Poll::Ready(Some(frame));
         }
-        *this.event = None;
         if *this.finished {
             return Poll::Ready(None);
         }
@@ -150,10 +160,26 @@ impl EventStream {
             Poll::Pending => return Poll::Pending,
         };
         *this.beat = now + BEAT;
-        let frame = this.event.insert(event).next_frame(this.wait.registry());
-        *this.finished |= matches!(frame, Some(Err(_)));
-        Poll::Ready(frame)
+        *this.event = Some(event);
+        Poll::Ready(next_frame(this.event, this.finished, this.wait.registry(), this.outgoing, most))
     }
+}
+
+/// Returns the next frame of the event that is being sent. An error finishes the stream.
+fn next_frame(
+    event: &mut Option<Event>,
+    finished: &mut bool,
+    registry: &Arc<Registry>,
+    outgoing: &Outgoing,
+    most: usize,
+) -> Option<Result<Bytes, Cut>> {
+    let frame = event.as_mut()?.next_frame(registry, outgoing, most);
+    match &frame {
+        Some(Ok(_)) => {}
+        Some(Err(_)) => (*event, *finished) = (None, true),
+        None => *event = None,
+    }
+    frame
 }
 
 /// Returns whether an event stream carries content of this type as base64: any type that is neither JSON nor text.

@@ -95,7 +95,7 @@ pub(crate) use slice::{poll_sliced, sliced};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use timer::NEVER;
-pub(crate) use transfers::{Content, Cut, Transfer};
+pub(crate) use transfers::{Content, Cut, Outgoing, Transfer};
 pub(crate) use wait::{Ended, Wait};
 pub(crate) use waiters::Woken;
 
