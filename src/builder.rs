@@ -187,7 +187,8 @@ impl CometBuilder {
     }
 
     /// Keeps the logs on Redis or Valkey, by a URL: `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS with the
-    /// feature `redis-rustls`.
+    /// feature `redis-rustls`. For `rediss://` the application installs a cryptography provider of rustls: see
+    /// [`on_redis`](crate::on_redis).
     ///
     /// Several processes with one Redis have the same channels: see [`RedisBuilder`](crate::RedisBuilder).
     #[cfg(feature = "redis")]

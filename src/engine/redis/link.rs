@@ -56,6 +56,8 @@ enum Kind {
 impl Link {
     pub(super) fn new(url: &str) -> Result<Self, RedisError> {
         let client = Client::open(url).map_err(RedisError)?;
+        #[cfg(feature = "redis-rustls")]
+        check_provider(&client)?;
         Ok(Self { client, runtime: Handle::current(), state: Mutex::new(State::default()) })
     }
 
@@ -206,6 +208,18 @@ impl Link {
             watcher.wake();
         }
     }
+}
+
+/// Without a provider, or with several, rustls would panic at the first connection.
+#[cfg(feature = "redis-rustls")]
+fn check_provider(client: &Client) -> Result<(), RedisError> {
+    let encrypted = matches!(client.get_connection_info().addr(), redis::ConnectionAddr::TcpTls { .. });
+    if !encrypted || rustls::crypto::CryptoProvider::get_default().is_some() {
+        return Ok(());
+    }
+    let what = "no cryptography provider is installed for TLS: first thing in `main`, call \
+                `rustls::crypto::ring::default_provider().install_default()`, or that of another provider";
+    Err(RedisError((ErrorKind::InvalidClientConfig, what).into()))
 }
 
 fn is_unknown_script(error: &redis::RedisError) -> bool {
