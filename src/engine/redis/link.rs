@@ -1,7 +1,8 @@
 //! The connection for commands: that it is lost is noticed by whoever uses it, and mended by who tends to the channels.
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Script, ServerErrorKind, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Script, ServerErrorKind, Value,
+    aio::MultiplexedConnection,
 };
 use std::{
     error::Error as StdError,
@@ -55,7 +56,10 @@ enum Kind {
 
 impl Link {
     pub(super) fn new(url: &str) -> Result<Self, RedisError> {
-        let client = Client::open(url).map_err(RedisError)?;
+        let info = url.into_connection_info().map_err(RedisError)?;
+        // Otherwise Nagle's algorithm delays a command until the previous ones are acknowledged: by up to a round trip.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let client = Client::open(info.set_tcp_settings(tcp)).map_err(RedisError)?;
         #[cfg(feature = "redis-rustls")]
         check_provider(&client)?;
         Ok(Self { client, runtime: Handle::current(), state: Mutex::new(State::default()) })
