@@ -53,14 +53,20 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     fn probe(&self, number: u64) -> Answer<'_, ()>;
 }
 
-/// What is published, as it is heard: at most once, and not at all for a while. It is a hint; the log is the truth.
+/// A connection that receives what is published: each notice at most once, and none while the connection is broken. A
+/// notice is a hint; the log is the truth.
+///
+/// The methods do not wait for each other. Requests are sent in the order in which their futures are first polled, and
+/// take effect in that order.
 pub(crate) trait Feed: Send {
-    /// Returns when the engine has confirmed it: what is published from then on is heard.
-    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()>;
+    /// Requests the notices of channels. The request is sent when the future is first polled. The future resolves when
+    /// the engine has confirmed it: what is published from then on is received.
+    fn subscribe(&self, names: &[&str]) -> Answer<'static, ()>;
 
-    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()>;
+    /// Requests no more notices of channels. The request is sent when the future is first polled.
+    fn unsubscribe(&self, names: &[&str]) -> Answer<'static, ()>;
 
-    /// The name of a channel, and what became of it. `None` when the connection is lost.
+    /// Returns the next notice, and the name of its channel. `None` once the connection is lost.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>>;
 }
 

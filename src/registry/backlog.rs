@@ -1,4 +1,4 @@
-//! The channels whose logs are to be read, or compared with what is held: so many at a time.
+//! The channels whose logs are to be read, or compared with the cached entries: a limited number at a time.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::{
@@ -9,8 +9,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Registry, entry::Entry};
-use crate::engine::Remote;
+use super::{Registry, entry::Entry, slice::Slice};
+use crate::{engine::Remote, faults::Rule};
 
 /// How many logs are read at a time.
 const READS: usize = 64;
@@ -35,25 +35,46 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// A channel that is subscribed to again, or for the first time.
-    pub(super) fn take_up(&mut self, entry: Arc<Entry>) {
-        let queue = if is_known(&entry) { &mut self.to_confirm } else { &mut self.to_read };
+    /// Queues a channel whose subscription was confirmed.
+    pub(super) fn joined(&mut self, registry: &Registry, entry: Arc<Entry>) {
+        if !registry.faults.keep(Rule::Order) {
+            return;
+        }
+        let (was_live, is_idle) = {
+            let state = entry.lock();
+            let Some(follow) = &state.follow else { return };
+            (follow.known, follow.idle.is_some())
+        };
+        if was_live && !registry.faults.keep(Rule::ReadAgain) {
+            return Registry::assume(&entry);
+        }
+        // The cached entries are probably complete. But if the engine expires the channel when it is idle, reading it
+        // also prevents that.
+        let queue = if was_live && !is_idle { &mut self.to_confirm } else { &mut self.to_read };
         queue.push_back(entry);
     }
 
-    /// Takes out all that was to be read.
-    pub(super) fn forget(&mut self) -> impl Iterator<Item = Arc<Entry>> {
-        self.to_confirm.drain(..).chain(self.to_read.drain(..))
-    }
-
-    /// Goes on with what is under way, and begins as much as there is room for.
-    pub(super) fn poll(&mut self, registry: &Arc<Registry>, remote: &Arc<dyn Remote>, cx: &mut Context<'_>) {
+    /// Polls the requests in flight, and sends as many more as the limits and the slice allow.
+    pub(super) fn poll(
+        &mut self,
+        registry: &Arc<Registry>,
+        remote: &Arc<dyn Remote>,
+        slice: &mut Slice,
+        cx: &mut Context<'_>,
+    ) {
         loop {
-            while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {}
+            while let Poll::Ready(Some(())) = self.reads.poll_next_unpin(cx) {
+                slice.step();
+            }
             while let Poll::Ready(Some(to_read)) = self.compares.poll_next_unpin(cx) {
                 self.to_read.extend(to_read);
+                slice.step();
             }
             if !self.begin_reads(registry, remote) && !self.begin_compares(registry, remote) {
+                return;
+            }
+            if slice.is_over() {
+                cx.waker().wake_by_ref();
                 return;
             }
         }
@@ -94,9 +115,4 @@ impl Backlog {
 /// As many as are compared in one request.
 fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
     queue.drain(..queue.len().min(COMPARED)).collect()
-}
-
-/// Whether it is likely that all there is of a channel is held, and enough to know it: reading keeps an idle one alive, too.
-fn is_known(entry: &Entry) -> bool {
-    entry.lock().follow.as_ref().is_some_and(|follow| follow.known && follow.idle.is_none())
 }

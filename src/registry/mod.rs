@@ -16,8 +16,9 @@
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
 //! | `transfers` | responses that hold appends, and the limit on what they hold together |
 //! | `closing` | ending all waits, at once or spread over time |
-//! | `follow`, `hold`, `tend`, `health` | channels whose logs are kept elsewhere: who wants them, what is held of them, who tends to that |
-//! | `compare`, `backlog` | the same: whether it is all there is, and what is to be read |
+//! | `follow`, `hold`, `health` | channels of a remote engine: which this process follows, the entries it caches, whether the engine is reachable |
+//! | `tend` | the maintenance task of such channels |
+//! | `subscriptions`, `backlog`, `compare`, `round` | its work: subscribing, reading, comparing, and the walk over all channels |
 //! | `broadcast` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
@@ -55,7 +56,11 @@ mod map;
 #[cfg(all(test, not(comet_loom)))]
 mod model;
 mod read;
+#[cfg(feature = "redis")]
+mod round;
 mod slice;
+#[cfg(feature = "redis")]
+mod subscriptions;
 #[cfg(feature = "redis")]
 mod tend;
 mod timer;

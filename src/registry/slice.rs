@@ -20,6 +20,8 @@ pub(crate) struct Slice {
     over: bool,
     #[cfg(not(comet_loom))]
     began: Option<Instant>,
+    #[cfg(not(comet_loom))]
+    length: Duration,
 }
 
 /// The number of steps between two reads of the clock. A step takes a few microseconds at most.
@@ -31,11 +33,20 @@ const LENGTH: Duration = Duration::from_micros(500);
 
 impl Slice {
     pub(crate) fn new() -> Self {
+        Self::part(1)
+    }
+
+    /// One of `parts` equal parts of a slice, for a poll that does several kinds of work: none of them can use up the
+    /// time of the others.
+    pub(crate) fn part(parts: u32) -> Self {
+        let _ = parts;
         Self {
             steps: 0,
             over: false,
             #[cfg(not(comet_loom))]
             began: None,
+            #[cfg(not(comet_loom))]
+            length: LENGTH / parts,
         }
     }
 
@@ -46,9 +57,15 @@ impl Slice {
         self.over
     }
 
+    /// Returns whether a step has found that this slice is over.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
     #[cfg(not(comet_loom))]
     fn is_long(&mut self) -> bool {
-        self.steps % STEPS == 0 && self.began.get_or_insert_with(Instant::now).elapsed() >= LENGTH
+        self.steps % STEPS == 0 && self.began.get_or_insert_with(Instant::now).elapsed() >= self.length
     }
 
     /// Loom has no clock: a slice is one step.

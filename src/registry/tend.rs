@@ -1,25 +1,35 @@
-//! The task that tends to the channels that are followed: it hears what is published, reads what is in doubt, lets go of what nobody
-//! wants any more, and begins anew when the connection is lost.
+//! The maintenance task of a registry with a remote engine: it receives what is published, subscribes to channels and
+//! unsubscribes from them, reads channels whose cached entries may be incomplete, and reconnects.
+//!
+//! No poll waits for a round trip. Each one continues every kind of work, and each kind has a part of the time of its
+//! own (see [`slice`](super::slice)), so that none delays the others: channels that are subscribed to do not delay
+//! messages, and messages do not delay subscriptions.
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     future::{Future, poll_fn},
+    mem,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout},
+};
 
 use super::{
     Registry,
     backlog::Backlog,
     broadcast::Relay,
     entry::Entry,
-    follow::{AskedQueue, CHECK, Stage},
+    follow::Stage,
     map::Walk,
+    round::Round,
     slice::{Slice, sliced},
+    subscriptions::Subscriptions,
     waiters::Woken,
 };
 use crate::{
@@ -28,33 +38,33 @@ use crate::{
     faults::Rule,
 };
 
-/// How often what is done by the clock is done.
+/// The interval of the probes and of the rounds.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long nothing may be heard of the probes, one each tick: two that do not come back, and the connection is given up.
+/// How long no probe may come back, of which one is sent each tick: if two are missing, the connection is dropped.
+///
+/// This also bounds what the client library queues, which has no limit of its own. A probe is received after everything
+/// that was published before it, so a connection with more than two seconds of messages in its queue is dropped with
+/// them, and the channels are read.
 const PROBE: Duration = Duration::from_millis(1_800);
 
-/// How long connecting may take, and subscribing to as many channels as go into one request.
+/// How long connecting may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long it is between two attempts to connect, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// How many notices are taken in at a time.
-const HEARD: usize = 64;
-
-/// How many channels go into one request.
-const BATCH: usize = 1_024;
-
-/// How long a channel is followed after its last waiter, in milliseconds: a long-poll client is back within a few.
-const LINGER: u64 = 15_000;
+/// The parts of one poll's time: half of it to receive notices, because they are queued without a limit, and an eighth
+/// for each of the other four kinds of work.
+const RECEIVE: u32 = 2;
+const OTHER: u32 = 8;
 
 /// Connects, in good time or not at all.
 pub(crate) async fn connect(remote: &dyn Remote) -> Result<Box<dyn Feed>, Error> {
     timeout(PATIENCE, remote.connect()).await.unwrap_or(Err(Error::Unreachable))
 }
 
-/// Tends to the channels of a registry until that is gone. `first` is a connection that is there already.
+/// Runs the maintenance task until the registry is dropped. `first` is a connection that exists already.
 pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut first: Option<Box<dyn Feed>>) {
     let mut retry = RETRY.0;
     loop {
@@ -68,7 +78,7 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
                 retry = RETRY.0;
                 let began = Instant::now();
                 let tending = Tending::new(Arc::downgrade(&registry), remote.clone(), feed);
-                if tending.resume(registry).await.is_gone() {
+                if matches!(tending.run(registry).await, End::Gone) {
                     return;
                 }
                 if began.elapsed() > RETRY.1 {
@@ -86,52 +96,29 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
 /// How a connection ended.
 enum End {
     Lost(&'static str),
-    /// Nobody needs it any more.
+    /// The registry was dropped.
     Gone,
 }
 
-impl End {
-    fn is_gone(&self) -> bool {
-        matches!(self, Self::Gone)
-    }
-}
-
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// One connection's time.
+/// The work of the maintenance task on one connection.
 struct Tending {
     registry: Weak<Registry>,
     remote: Arc<dyn Remote>,
     feed: Box<dyn Feed>,
     tick: Interval,
+    subscriptions: Subscriptions,
     backlog: Backlog,
     relay: Relay,
-    probe: Option<Work>,
+    probe: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// The number of the last probe that was sent.
     sent: u64,
+    /// The number of the last probe that was received, and when.
     heard: (u64, Instant),
-    /// Waiters of the last notice that have not been woken yet.
-    woken: Woken,
+    /// Waiters of received notices that have not been woken yet. Receiving does not wait for them. A waiter is on the
+    /// list of one channel at most, so this does not grow beyond the number of waiters.
+    woken: VecDeque<Woken>,
     /// The current round. Each tick starts one, unless the last one is unfinished.
     round: Option<Round>,
-}
-
-/// A walk over all channels. It stops following those that are no longer used, queues those whose last read failed to
-/// be read again, and queues those that have been quiet to be compared.
-struct Round {
-    walk: Walk,
-    /// Whether this round queues channels to be compared: not while those of an earlier round are pending.
-    compares: bool,
-    /// The names of the channels that are no longer followed.
-    idle: Vec<String>,
-}
-
-enum Event {
-    Heard,
-    Asked,
-    Tick,
-    /// A round is complete. Contains the names of the channels to unsubscribe from.
-    Idle(Vec<String>),
-    End(End),
 }
 
 impl Tending {
@@ -143,166 +130,143 @@ impl Tending {
             remote,
             feed,
             tick,
+            subscriptions: Subscriptions::default(),
             backlog: Backlog::default(),
             relay: Relay::default(),
             probe: None,
             sent: 0,
             heard: (0, Instant::now()),
-            woken: Woken::nobody(),
+            woken: VecDeque::new(),
             round: None,
         }
     }
 
-    /// Takes up all that was followed before the connection was lost, and goes on until this one is.
-    async fn resume(mut self, registry: Arc<Registry>) -> End {
+    /// Subscribes again to all channels that were followed before the connection was lost, and continues until this
+    /// connection is lost.
+    async fn run(mut self, registry: Arc<Registry>) -> End {
         drop(registry.asked.take());
-        let entries = registry.begin_again().await;
+        self.subscriptions.join(registry.begin_again().await);
         registry.health.find();
         drop(registry);
-        let taken_up = self.take_up(entries).await;
-        if self.registry.upgrade().is_some_and(|registry| !registry.faults.keep(Rule::ReadAgain)) {
-            self.backlog.forget().for_each(|entry| Registry::assume(&entry));
-        }
-        let end = match taken_up {
-            Ok(()) => self.run().await,
-            Err(end) => end,
-        };
+        // Each poll limits its own work. Tokio's cooperative budget would be used up by the feed.
+        let end = unconstrained(poll_fn(|cx| self.poll(cx))).await;
+        sliced(|slice| self.wake_some(slice)).await;
         if let (End::Lost(why), Some(registry)) = (&end, self.registry.upgrade()) {
             registry.lose(why).await;
         }
         end
     }
 
-    async fn run(&mut self) -> End {
-        loop {
-            let event = poll_fn(|cx| self.poll_event(cx)).await;
-            let Some(registry) = self.registry.upgrade() else { return End::Gone };
-            match event {
-                Event::Heard => {}
-                Event::Asked => {
-                    let AskedQueue { to_follow, to_read, .. } = registry.asked.take();
-                    drop(registry);
-                    self.backlog.to_read.extend(to_read);
-                    if let Err(end) = self.take_up(to_follow).await {
-                        return end;
-                    }
-                }
-                Event::Tick => {
-                    let silent = self.heard.0 < self.sent && self.heard.1.elapsed() > PROBE;
-                    if silent && registry.faults.keep(Rule::Probe) {
-                        return End::Lost("what is published is not heard");
-                    }
-                    self.sent += 1;
-                    let (remote, number) = (self.remote.clone(), self.sent);
-                    // One that is stuck is not waited for: the next probe is another.
-                    self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
-                    if self.round.is_none() {
-                        let compares = self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare);
-                        self.round = Some(Round { walk: Walk::default(), compares, idle: Vec::new() });
-                    }
-                }
-                Event::Idle(idle) => {
-                    let idle = registry.still_idle(idle);
-                    drop(registry);
-                    for names in idle.chunks(BATCH) {
-                        if !matches!(timeout(PATIENCE, self.feed.unsubscribe(names)).await, Ok(Ok(()))) {
-                            return End::Lost("unsubscribing failed");
-                        }
-                    }
-                }
-                Event::End(end) => return end,
-            }
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let Some(registry) = self.registry.upgrade() else { return Poll::Ready(End::Gone) };
+        match self.advance(&registry, cx) {
+            Ok(()) => Poll::Pending,
+            Err(why) => Poll::Ready(End::Lost(why)),
         }
     }
 
-    /// Subscribes to channels, and then reads them.
-    async fn take_up(&mut self, entries: Vec<Arc<Entry>>) -> Result<(), End> {
-        let Some(faults) = self.registry.upgrade().map(|registry| registry.faults) else { return Err(End::Gone) };
-        for entries in entries.chunks(BATCH) {
-            if !faults.keep(Rule::Order) {
-                for entry in entries {
-                    let Some(registry) = self.registry.upgrade() else { return Err(End::Gone) };
-                    registry.read_up(&*self.remote, entry).await;
+    /// Continues every kind of work. Returns why the connection is lost, if it is.
+    fn advance(&mut self, registry: &Arc<Registry>, cx: &mut Context<'_>) -> Result<(), &'static str> {
+        if self.remote.poll_lost(cx).is_ready() {
+            return Err("the connection was lost");
+        }
+        // Before the tick: a probe that has come back while this task was not polled is not missing.
+        self.receive(registry, cx)?;
+        if !self.wake_some(&mut Slice::part(OTHER)) {
+            cx.waker().wake_by_ref();
+        }
+        while self.tick.poll_tick(cx).is_ready() {
+            self.note_tick(registry)?;
+        }
+        if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
+            self.probe = None;
+        }
+        let (to_follow, to_read) = registry.take_asked(cx);
+        self.subscriptions.join(to_follow);
+        self.backlog.to_read.extend(to_read);
+        let backlog = &mut self.backlog;
+        let joined = |entry| backlog.joined(registry, entry);
+        self.subscriptions.poll(&*self.feed, registry, joined, &mut Slice::part(OTHER), cx)?;
+        self.backlog.poll(registry, &self.remote, &mut Slice::part(OTHER), cx);
+        let mut walks = Slice::part(OTHER);
+        self.relay.poll(registry, &mut walks, cx);
+        self.continue_round(registry, &mut walks, cx);
+        Ok(())
+    }
+
+    /// Applies the notices that the feed has queued, as many as the slice allows.
+    fn receive(&mut self, registry: &Registry, cx: &mut Context<'_>) -> Result<(), &'static str> {
+        let mut slice = Slice::part(RECEIVE);
+        while let Poll::Ready(received) = self.feed.poll_next(cx) {
+            match received {
+                Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
+                Some((_, Notice::Broadcast(broadcast))) => self.relay.push(broadcast, registry.now()),
+                Some((name, notice)) => {
+                    let woken = registry.hear(&name, notice).contain();
+                    if woken.len() > 0 {
+                        self.woken.push_back(woken);
+                    }
                 }
+                None => return Err("the subscriber's connection was lost"),
             }
-            let names: Vec<_> = entries.iter().map(|entry| entry.name().to_owned()).collect();
-            match timeout(PATIENCE, self.feed.subscribe(&names)).await {
-                Ok(Ok(())) if faults.keep(Rule::Order) => {
-                    entries.iter().for_each(|entry| self.backlog.take_up(entry.clone()));
-                }
-                Ok(Ok(())) => {}
-                _ => return Err(End::Lost("subscribing failed")),
+            if slice.step() {
+                cx.waker().wake_by_ref();
+                break;
             }
         }
         Ok(())
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        let mut slice = Slice::new();
-        let woken = self.woken.wake_some(&mut slice);
-        if !woken {
-            cx.waker().wake_by_ref();
-        }
-        if self.remote.poll_lost(cx).is_ready() {
-            return Poll::Ready(Event::End(End::Lost("the connection was lost")));
-        }
-        if self.tick.poll_tick(cx).is_ready() {
-            return Poll::Ready(Event::Tick);
-        }
-        let Some(registry) = self.registry.upgrade() else { return Poll::Ready(Event::End(End::Gone)) };
-        // Subscribing takes a round trip. The waiters of the last notice are woken before it.
-        if woken && registry.poll_asked(cx).is_ready() {
-            return Poll::Ready(Event::Asked);
-        }
-        self.poll_work(&registry, &mut slice, cx);
-        if let Some(mut round) = self.round.take() {
-            if registry.tend_to(&mut round, &mut self.backlog, &mut slice) {
-                return Poll::Ready(Event::Idle(round.idle));
+    /// Wakes waiters of received notices. Returns whether all have been woken.
+    fn wake_some(&mut self, slice: &mut Slice) -> bool {
+        while let Some(woken) = self.woken.front_mut() {
+            if !woken.wake_some(slice) {
+                return false;
             }
-            self.round = Some(round);
-            cx.waker().wake_by_ref();
-        }
-        // Woken tasks may have to wait until this returns, so it stops after `HEARD` notices, and everything else is
-        // polled again.
-        for _ in 0..HEARD {
-            if !self.woken.wake_some(&mut slice) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            match ready!(self.feed.poll_next(cx)) {
-                Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
-                Some((_, Notice::Broadcast(broadcast))) => {
-                    self.relay.push(broadcast, registry.now());
-                    // Poll again at once, to start it.
-                    cx.waker().wake_by_ref();
-                }
-                Some((name, notice)) => self.woken = registry.hear(&name, notice).contain(),
-                None => return Poll::Ready(Event::End(End::Lost("the subscriber's connection was lost"))),
+            self.woken.pop_front();
+            if slice.is_over() {
+                return self.woken.is_empty();
             }
         }
-        Poll::Ready(Event::Heard)
+        true
     }
 
-    fn poll_work(&mut self, registry: &Arc<Registry>, slice: &mut Slice, cx: &mut Context<'_>) {
-        if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
-            self.probe = None;
+    /// Sends a probe and starts a round, unless the probes do not come back.
+    fn note_tick(&mut self, registry: &Registry) -> Result<(), &'static str> {
+        let silent = self.heard.0 < self.sent && self.heard.1.elapsed() > PROBE;
+        if silent && registry.faults.keep(Rule::Probe) {
+            return Err("what is published is not heard");
         }
-        self.backlog.poll(registry, &self.remote, cx);
-        self.relay.poll(registry, slice, cx);
+        self.sent += 1;
+        let (remote, number) = (self.remote.clone(), self.sent);
+        // A probe that does not return is replaced by the next one.
+        self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
+        if self.round.is_none() {
+            self.round = Some(Round::new(self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare)));
+        }
+        Ok(())
+    }
+
+    fn continue_round(&mut self, registry: &Registry, slice: &mut Slice, cx: &Context<'_>) {
+        let Some(round) = &mut self.round else { return };
+        if registry.continue_round(round, &mut self.subscriptions, &mut self.backlog, slice) {
+            self.round = None;
+        }
+        // Either the rest of the round or what it has queued is left.
+        cx.waker().wake_by_ref();
     }
 }
 
 impl Registry {
-    fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Takes the channels that requests have queued since the last call: those to subscribe to, and those to read again.
+    /// Registers the waker for the next ones.
+    fn take_asked(&self, cx: &Context<'_>) -> (Vec<Arc<Entry>>, Vec<Arc<Entry>>) {
         let tender = cx.waker().clone();
         // Declared before the lock is taken, so dropped after it is released.
         let _replaced;
         let mut queue = self.asked.queue.lock();
-        if !queue.to_follow.is_empty() || !queue.to_read.is_empty() {
-            return Poll::Ready(());
-        }
         _replaced = queue.tender.replace(tender);
-        Poll::Pending
+        (mem::take(&mut queue.to_follow), mem::take(&mut queue.to_read))
     }
 
     /// Returns all followed channels, to be subscribed to and read again, those with the most waiters first.
@@ -328,60 +292,6 @@ impl Registry {
         by_waiters.into_values().flatten().collect()
     }
 
-    /// Continues a round. Returns whether it is complete.
-    fn tend_to(&self, round: &mut Round, backlog: &mut Backlog, slice: &mut Slice) -> bool {
-        while let Some(entry) = self.map.next(&mut round.walk) {
-            self.tend_to_one(&entry, round, backlog);
-            if slice.step() {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn tend_to_one(&self, entry: &Arc<Entry>, round: &mut Round, backlog: &mut Backlog) {
-        let now = self.now();
-        // Nobody keeps others out by asking for names that nobody uses.
-        let linger = if self.usage.followed() > self.limits.channels / 2 { LINGER / 10 } else { LINGER };
-        // Declared before the lock is taken, so dropped after it is released.
-        let _tender;
-        let mut state = entry.lock();
-        let waited_on = state.waiters.len() > 0;
-        if waited_on && state.follow.is_none() {
-            // Following the channel failed when the wait began.
-            _tender = self.follow(entry, &mut state);
-        }
-        let Some(follow) = &mut state.follow else { return };
-        if waited_on {
-            follow.wanted = now;
-        }
-        if follow.wanted + linger <= now && follow.stage != Stage::Reading {
-            let joining = self.unfollow(entry, &mut state);
-            drop(state);
-            joining.contain().wake();
-            round.idle.push(entry.name().to_owned());
-            return self.map.vacate(entry);
-        }
-        let check = match follow.idle {
-            // Often enough that the engine does not expire a channel that has a waiter.
-            Some(window) if waited_on => CHECK.min(window / 3),
-            _ => CHECK,
-        };
-        match follow.stage {
-            Stage::Reading => {}
-            // The engine is reachable, but the last read of this channel failed.
-            Stage::Lost => {
-                follow.begin();
-                backlog.to_read.push_back(entry.clone());
-            }
-            Stage::Live if round.compares && follow.checked + check <= now => {
-                follow.checked = now;
-                backlog.to_compare.push_back(entry.clone());
-            }
-            Stage::Live => {}
-        }
-    }
-
     /// Marks all followed channels as lost, and wakes the tasks that wait for one of them to become live.
     async fn lose(&self, why: &str) {
         self.health.lose(why.to_owned());
@@ -404,15 +314,8 @@ impl Registry {
         .await;
     }
 
-    /// Returns the names that are still not followed. A request may have begun to wait on one since the round stopped
-    /// following it, and its new subscription must not be cancelled.
-    pub(super) fn still_idle(&self, mut names: Vec<String>) -> Vec<String> {
-        names.retain(|name| self.map.find(name).is_none_or(|entry| entry.lock().follow.is_none()));
-        names
-    }
-
-    /// Takes what is held of a channel for all there is.
-    fn assume(entry: &Entry) {
+    /// Takes the cached entries of a channel for complete.
+    pub(super) fn assume(entry: &Entry) {
         if let Some(follow) = &mut entry.lock().follow {
             follow.stage = Stage::Live;
         }

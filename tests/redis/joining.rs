@@ -10,7 +10,10 @@ use tokio::{
 };
 use tower_comet::{Comet, Retention};
 
-use crate::support::{Log, Node, Publisher, Server, Verdict, judge, note};
+use crate::{
+    common::until,
+    support::{Log, Node, Poller, Proxy, Publisher, Server, Verdict, Way, judge, note},
+};
 
 /// What became of clients that joined a channel that began in the same moment.
 #[derive(Debug, Default)]
@@ -155,4 +158,54 @@ async fn come_and_go(node: Node, uri: String, time: Duration) -> (Log, String) {
         sleep(Duration::from_millis(fastrand::u64(2_000..4_000))).await;
     }
     (log, offset)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_channels_delay_neither_messages_nor_each_other() {
+    const ROUND_TRIP: Duration = Duration::from_millis(20);
+    const NEW: u64 = 1_000;
+    let redis = Server::start().await;
+    let proxy = Proxy::start(redis.port()).await;
+    let (near, far) = (Node::start(&redis.url()).await, Node::start(&proxy.url()).await);
+    proxy.set(Way::Late(ROUND_TRIP), Way::Late(ROUND_TRIP));
+    let poller = Poller::start(&far, "/c/live");
+    near.publish_surely("/c/live", 0).await;
+    until("it is followed", || poller.has_seen(0)).await;
+
+    let joins = tokio::spawn(join_new(far.clone(), NEW));
+    let mut delays = Vec::new();
+    while !joins.is_finished() {
+        let (sent, number) = (Instant::now(), delays.len() as u64 + 1);
+        near.publish_surely("/c/live", number).await;
+        until("it is delivered", || poller.has_seen(number)).await;
+        delays.push(sent.elapsed());
+        assert!(far.comet.health().is_ok());
+    }
+    let mut joins = joins.await.expect("no panic");
+    let (delay, join) = (median(&mut delays), median(&mut joins));
+    println!("{} messages, after {delay:.1?}; {NEW} channels, in {join:.1?}", delays.len());
+    assert!(delay < 3 * ROUND_TRIP, "{delay:?}");
+    // One round trip to subscribe, and one to read.
+    assert!(join < 4 * ROUND_TRIP, "{join:?}");
+}
+
+/// Polls `count` new channels, one each 2 ms. Returns how long each took to answer that it has no messages.
+async fn join_new(node: Node, count: u64) -> Vec<Duration> {
+    let mut joins = JoinSet::new();
+    for n in 0..count {
+        let node = node.clone();
+        joins.spawn(async move {
+            let began = Instant::now();
+            let seen = node.get(&format!("/c/new-{n}?offset=now&live=long-poll&timeout=0")).await;
+            assert_eq!(seen.status, 204, "{seen:?}");
+            began.elapsed()
+        });
+        sleep(Duration::from_millis(2)).await;
+    }
+    joins.join_all().await
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
 }

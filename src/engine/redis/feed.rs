@@ -1,15 +1,19 @@
-//! The connection that hears what is published.
+//! The connection that receives what is published.
 
 use bytes::Bytes;
 use futures_util::{Stream, future::try_join_all};
-use redis::aio::{PubSubSink, PubSubStream};
+use redis::{
+    RedisResult,
+    aio::{PubSubSink, PubSubStream},
+};
 use std::{
+    future::Future,
     pin::Pin,
     str::SplitAsciiWhitespace,
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::timeout;
+use tokio::{task::unconstrained, time::timeout};
 
 use super::{Keys, Link};
 use crate::{
@@ -19,6 +23,9 @@ use crate::{
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(1);
+
+/// The number of messages that one poll ignores because they are not a node's, before it lets other work continue.
+const IGNORED: usize = 64;
 
 pub(super) struct Subscriber {
     sink: PubSubSink,
@@ -40,33 +47,30 @@ impl Subscriber {
         Ok(Self { sink, stream, prefix, own, broadcasts, node: keys.node })
     }
 
-    fn topics(&self, names: &[String]) -> Vec<String> {
-        names.iter().map(|name| format!("{}{name}", self.prefix)).collect()
+    /// Calls `request` for the topic of each channel.
+    fn each<F>(&self, names: &[&str], request: impl Fn(PubSubSink, String) -> F) -> Answer<'static, ()>
+    where
+        F: Future<Output = RedisResult<()>> + Send + 'static,
+    {
+        // One request for each topic, because old versions of the client expect one confirmation for each request. All
+        // are sent by the first poll: without `unconstrained`, it would stop once the task's cooperative budget is used up.
+        let requests = names.iter().map(|name| request(self.sink.clone(), format!("{}{name}", self.prefix)));
+        let all = unconstrained(try_join_all(requests));
+        Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
     }
 }
 
 impl Feed for Subscriber {
-    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
-        // One request for each, all on their way at once: the client's library takes one confirmation for each request.
-        let requests = self.topics(names).into_iter().map(|topic| {
-            let mut sink = self.sink.clone();
-            async move { sink.subscribe(topic).await }
-        });
-        let all = try_join_all(requests);
-        Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
+    fn subscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+        self.each(names, |mut sink, topic| async move { sink.subscribe(topic).await })
     }
 
-    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
-        let requests = self.topics(names).into_iter().map(|topic| {
-            let mut sink = self.sink.clone();
-            async move { sink.unsubscribe(topic).await }
-        });
-        let all = try_join_all(requests);
-        Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
+    fn unsubscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+        self.each(names, |mut sink, topic| async move { sink.unsubscribe(topic).await })
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>> {
-        loop {
+        for _ in 0..IGNORED {
             let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(cx)) else { return Poll::Ready(None) };
             let topic = message.get_channel_name();
             if topic == self.broadcasts {
@@ -77,6 +81,8 @@ impl Feed for Subscriber {
             let name = topic.strip_prefix(&*self.prefix).unwrap_or_default().to_owned();
             return Poll::Ready(Some((name, notice)));
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct World {
     /// The broadcasts that the node has announced.
     pub(super) announced: Vec<Announcement>,
     topics: BTreeSet<String>,
+    /// How many notices the node has not received yet.
+    pub(super) queued: usize,
     publish: Option<mpsc::UnboundedSender<(String, Notice)>>,
     /// Counts the connections.
     pub(super) connections: usize,
@@ -51,6 +53,8 @@ pub(super) struct World {
     pub(super) refuse_reads: bool,
     /// How long it takes until each of the next appends is made. Those after them are made at once.
     pub(super) appends_take: VecDeque<Duration>,
+    /// How long it takes until a subscription or its end takes effect and is confirmed.
+    pub(super) subscribing_takes: Duration,
     /// What is published is heard by nobody.
     pub(super) mute: bool,
     /// What is published is heard later.
@@ -157,10 +161,10 @@ impl World {
         }
     }
 
-    pub(super) fn tell(&self, name: &str, notice: Notice) {
+    pub(super) fn tell(&mut self, name: &str, notice: Notice) {
         let heard = self.topics.contains(name) || matches!(notice, Notice::Probe(_) | Notice::Broadcast(_));
         if let Some(publish) = self.publish.as_ref().filter(|_| heard) {
-            drop(publish.send((name.to_owned(), notice)));
+            self.queued += usize::from(publish.send((name.to_owned(), notice)).is_ok());
         }
     }
 
@@ -303,6 +307,7 @@ impl Remote for Double {
             }
             world.connections += 1;
             world.topics.clear();
+            world.queued = 0;
             let (publish, heard) = mpsc::unbounded_channel();
             world.publish = Some(publish);
             Ok(Box::new(Heard { heard, world: self.world.clone() }) as Box<dyn Feed>)
@@ -415,25 +420,47 @@ struct Heard {
 }
 
 impl Feed for Heard {
-    fn subscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
-        Box::pin(async {
-            let mut world = self.world.lock().unwrap();
-            world.journal.push("subscribe");
-            world.topics.extend(names.iter().cloned());
-            Ok(())
-        })
+    fn subscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+        self.change("subscribe", names, |topics, name| topics.insert(name))
     }
 
-    fn unsubscribe<'a>(&'a mut self, names: &'a [String]) -> Answer<'a, ()> {
-        Box::pin(async {
-            let mut world = self.world.lock().unwrap();
-            world.journal.push("unsubscribe");
-            world.topics.retain(|topic| !names.contains(topic));
-            Ok(())
-        })
+    fn unsubscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+        self.change("unsubscribe", names, |topics, name| topics.remove(&name))
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>> {
-        self.heard.poll_recv(cx)
+        let received = self.heard.poll_recv(cx);
+        self.world.lock().unwrap().queued -= usize::from(matches!(received, Poll::Ready(Some(_))));
+        received
+    }
+}
+
+impl Heard {
+    fn change(
+        &self,
+        what: &'static str,
+        names: &[&str],
+        change: impl Fn(&mut BTreeSet<String>, String) -> bool + Send + 'static,
+    ) -> Answer<'static, ()> {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let world = self.world.clone();
+        Box::pin(async move {
+            let (connection, takes) = {
+                let mut world = world.lock().unwrap();
+                world.journal.push(what);
+                (world.connections, world.subscribing_takes)
+            };
+            if !takes.is_zero() {
+                sleep(takes).await;
+            }
+            let mut world = world.lock().unwrap();
+            if world.publish.is_none() || world.connections != connection {
+                return Err(Error::Unreachable);
+            }
+            for name in names {
+                change(&mut world.topics, name);
+            }
+            Ok(())
+        })
     }
 }

@@ -8,18 +8,19 @@ mod engine;
 mod random;
 mod resumed;
 mod rules;
+mod subscribing;
 mod waits;
 
 use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 use tokio::{
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{Ended, Limits, NEVER, Registry, Wait, connect, tend};

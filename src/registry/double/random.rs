@@ -20,6 +20,8 @@ enum Step {
     GoOn,
     Cut,
     Down(bool),
+    /// Subscribing takes so many milliseconds.
+    Delay(u64),
     Pass(u64),
     /// A client polls, or is given up.
     Poll,
@@ -37,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::GoOn),
         1 => Just(Step::Cut),
         1 => any::<bool>().prop_map(Step::Down),
+        1 => prop_oneof![Just(0), 1..2_000u64, Just(3_600_000)].prop_map(Step::Delay),
         3 => (0..2_500u64).prop_map(Step::Pass),
         1 => (10_000..25_000u64).prop_map(Step::Pass),
         8 => Just(Step::Poll),
@@ -112,6 +115,7 @@ fn every_append_is_seen_once_and_in_order_whatever_is_heard() {
                     Step::GoOn => node.engine.go_on(),
                     Step::Cut => node.engine.world().cut(),
                     Step::Down(down) => node.engine.world().down = down,
+                    Step::Delay(millis) => node.engine.world().subscribing_takes = Duration::from_millis(millis),
                     Step::Pass(millis) => sleep(Duration::from_millis(millis)).await,
                     Step::Poll => {
                         let what = client.poll(&node).await;
@@ -125,6 +129,7 @@ fn every_append_is_seen_once_and_in_order_whatever_is_heard() {
             {
                 let mut world = node.engine.world();
                 (world.mute, world.down) = (false, false);
+                world.subscribing_takes = Duration::ZERO;
                 world.hear();
             }
             node.engine.go_on();

@@ -220,14 +220,3 @@ async fn the_task_ends_with_the_last_who_has_the_channels() {
     assert!(node.tender.is_finished());
     assert_eq!(std::sync::Arc::strong_count(&node.engine), 1);
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_channel_that_is_followed_again_is_not_unsubscribed_from_for_having_been_idle() {
-    let node = Node::without(None).await;
-    let wait = node.parked_after(1).await;
-    let names = || vec![NAME.to_owned(), "/events/idle".to_owned()];
-    assert_eq!(node.registry.still_idle(names()), ["/events/idle"]);
-    drop(wait);
-    seconds(20).await;
-    assert_eq!(node.registry.still_idle(names()), names());
-}
