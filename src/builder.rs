@@ -100,6 +100,10 @@ impl CometBuilder {
     /// * frames, the parts of responses that were handed to the server, until the server drops them. hyper buffers up to
     ///   400 KiB for each HTTP/1.1 connection and each HTTP/2 stream if the client does not read.
     ///
+    /// An append of up to 64 KiB that is a response by itself is lent to the server without a copy, up to half of this limit.
+    /// It counts once the channel does not keep it any more, possibly beyond the limit: so the most that responses hold is
+    /// one and a half times the limit.
+    ///
     /// Responses of up to 1 KiB are not counted, but events of any size are. Messages that the application holds are not
     /// counted, nor the buffers of layers outside of this one and of servers that copy frames.
     ///

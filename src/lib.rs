@@ -160,6 +160,7 @@ pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
 pub use outcome::Outcome;
 pub use producer::Producer;
+pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::RedisBuilder;

@@ -59,7 +59,7 @@ async fn only_messages_are_cached_and_only_where_the_route_says_so() {
             ("?offset=now", 200, no),
             (&format!("?offset={tail}&live=long-poll&timeout=0"), 204, no),
             ("?offset=now&live=long-poll&timeout=0", 204, no),
-            ("?offset=0000000000000009_0000000000000001", 410, no),
+            ("?offset=0000000000000009_x0000000000000001", 410, no),
             ("?offset=nonsense", 400, no),
         ] {
             let seen = send(&layer, get(&format!("{path}{query}"))).await;
@@ -72,6 +72,42 @@ async fn only_messages_are_cached_and_only_where_the_route_says_so() {
         let seen = send(&layer, get(&path)).await;
         assert_eq!((seen.status.as_u16(), cache_control(&seen)), (404, no));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_next_is_not_cached() {
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let news = comet.channel("/comet/news");
+    // From the tail of that time: the same request asks for another message each time.
+    for query in ["", "?offset=now&live=long-poll"] {
+        let waiting = support::sent(&layer, get(&format!("/comet/news{query}"))).await;
+        news.publish("one").await.unwrap();
+        let seen = waiting.await.unwrap();
+        assert_eq!((seen.status.as_u16(), seen.json()), (200, serde_json::json!(["one"])));
+        assert_eq!((cache_control(&seen), seen.header("etag")), ("no-store", None), "{query}");
+        assert!(seen.header("stream-cursor").is_some());
+    }
+    // From an offset, it is the same message for everybody.
+    let after = news.tail();
+    let waiting = support::sent(&layer, get(&format!("/comet/news?offset={after}&live=long-poll"))).await;
+    news.publish("two").await.unwrap();
+    let seen = waiting.await.unwrap();
+    assert_eq!((cache_control(&seen), seen.header("vary")), (PUBLIC, Some("accept")));
+    assert!(seen.header("etag").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_tags_can_have_several_lines() {
+    let layer = layer(&Comet::new());
+    send(&layer, ask("PUT /shared/a", &[TEXT], "one")).await;
+    let tag = send(&layer, get("/shared/a")).await.header("etag").unwrap().to_owned();
+    for lines in [[&*tag, "\"x\""], ["\"x\"", &tag], ["\"x\", \"y\"", &tag]] {
+        let lines = lines.map(|line| ("if-none-match", line));
+        assert_eq!(send(&layer, ask("GET /shared/a", &lines, "")).await.status.as_u16(), 304, "{lines:?}");
+    }
+    let lines = [("if-none-match", "\"x\""), ("if-none-match", "\"y\"")];
+    assert_eq!(send(&layer, ask("GET /shared/a", &lines, "")).await.status.as_u16(), 200);
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +182,7 @@ async fn all_clients_of_an_interval_share_a_cursor_and_one_that_is_ahead_is_sent
     send(&layer, ask("PUT /shared/a", &[TEXT], "one")).await;
     let cursor = async |query: &str| -> u64 {
         let seen = send(&layer, get(&format!("/shared/a?{query}"))).await;
-        if seen.body.starts_with(b"event") {
+        if seen.text().contains("event: control") {
             let control = seen.text().split("event: control\ndata:").nth(1).unwrap().lines().next().unwrap();
             let control: serde_json::Value = serde_json::from_str(control).unwrap();
             return control["streamCursor"].as_str().unwrap().parse().unwrap();
@@ -156,7 +192,7 @@ async fn all_clients_of_an_interval_share_a_cursor_and_one_that_is_ahead_is_sent
     for query in ["offset=-1&live=long-poll", "offset=now&live=long-poll&timeout=0", "offset=-1&live=sse"] {
         // Whoever has none, one of the past, or one that is none.
         for client in
-            ["", "&cursor=0", "&cursor=1000", "&cursor=garbage", "&cursor=", "&cursor=-1", "&cursor=99999999999999"]
+            ["", "&cursor=0", "&cursor=1000", "&cursor=garbage", "&cursor=", "&cursor=-1", "&cursor=9007199254740993"]
         {
             let before = interval();
             let got = cursor(&format!("{query}{client}")).await;
@@ -168,6 +204,9 @@ async fn all_clients_of_an_interval_share_a_cursor_and_one_that_is_ahead_is_sent
             let next = cursor(&format!("{query}&cursor={at}")).await;
             assert!(next > at && next <= at + 180, "{query}: {at} {next}");
             at = next;
+        }
+        for at in [1 << 31, (1 << 40) + 1, (1 << 53) - 1, 1 << 53] {
+            assert!(cursor(&format!("{query}&cursor={at}")).await > at, "{query}: {at}");
         }
     }
 }
@@ -197,7 +236,7 @@ async fn what_retention_has_let_go_is_refused_and_said_where_to_go_on() {
         }
     }
     assert_eq!(send(&layer, get("/shared/a?offset=-1")).await.text(), "34", "`-1` is the earliest that is kept");
-    let zero = send(&layer, get("/shared/a?offset=0000000000000000_0000000000000000")).await;
+    let zero = send(&layer, get("/shared/a?offset=0000000000000000_x0000000000000000")).await;
     assert_eq!(zero.reason(), "trimmed");
 }
 
@@ -228,7 +267,7 @@ async fn an_offset_of_a_log_that_was_deleted_never_fits_the_next_one() {
     news.delete().await.unwrap();
     let seen = send(&layer, get(&format!("/comet/news?offset={last}&live=long-poll&timeout=0"))).await;
     assert_eq!((seen.status.as_u16(), &*seen.reason()), (410, "gone"));
-    let zero = "/comet/news?offset=0000000000000000_0000000000000000&live=long-poll&timeout=0";
+    let zero = "/comet/news?offset=0000000000000000_x0000000000000000&live=long-poll&timeout=0";
     assert_eq!(
         send(&layer, get(zero)).await.status.as_u16(),
         410,

@@ -57,6 +57,7 @@ fn events(text: &str) -> Vec<Event> {
             "event" => kind = value,
             "data" => data.push(value),
             "id" => id = Some(value),
+            "retry" => assert!(value.parse::<u32>().is_ok_and(|millis| (100..=1_000).contains(&millis)), "{value}"),
             "" => {}
             field => panic!("a field of no use here: {field:?}"),
         }
@@ -308,7 +309,7 @@ async fn a_channel_that_turns_out_to_be_of_another_kind_is_told_of_anew() {
     assert_eq!(pairs(&next(&mut body).await.unwrap()).len(), 1);
     comet.channel("/comet/a").create(Create::new("image/png").content(vec![0xff, 0xd8])).await.unwrap();
     assert_eq!(next(&mut body).await, None, "the head of this answer did not say base64");
-    let response = open(&layer, "/comet/a?offset=0000000000000000_0000000000000000&live=sse").await;
+    let response = open(&layer, "/comet/a?offset=0000000000000000_x0000000000000000&live=sse").await;
     assert_eq!(response.headers()["stream-sse-data-encoding"], "base64");
     assert_eq!(pairs(&next(&mut response.into_body()).await.unwrap())[0].0.as_deref(), Some("/9g="));
 }
@@ -327,4 +328,31 @@ async fn a_reader_of_the_tail_is_told_where_it_is() {
     settle().await;
     send(&layer, post("/s/a", "application/json", "{\"a\": [2]}")).await;
     assert_eq!(pairs(&next(&mut body).await.unwrap())[0].0.as_deref(), Some("[{\"a\": [2]}]"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accept_header_asks_for_an_event_stream_on_a_comet_route() {
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let channel = comet.channel("/comet/a");
+    channel.publish("one").await.unwrap();
+    channel.close().await.unwrap();
+    let accept = |uri: &str, accept: &str| ask(&format!("GET {uri}"), &[("accept", accept)], "");
+    for (uri, value, expected) in [
+        ("/comet/a", "text/event-stream", Some(0)),
+        ("/comet/a?offset=-1", "text/html, Text/Event-Stream;q=0.5", Some(1)),
+        ("/comet/a?offset=-1", "text/event-stream;q=0", None),
+        ("/comet/a?offset=-1", "text/event-stream; Q=0.000, */*", None),
+        ("/comet/a?offset=-1", "text/*, */*", None),
+        ("/comet/a?offset=-1&live=long-poll", "text/event-stream", None),
+        ("/s/a?offset=-1", "text/event-stream", None),
+    ] {
+        if uri.starts_with("/s/") {
+            send(&layer, ask("PUT /s/a", &[("content-type", "application/json"), ("stream-closed", "true")], "")).await;
+        }
+        let seen = send(&layer, accept(uri, value)).await;
+        let events = (seen.header("content-type") == Some("text/event-stream"))
+            .then(|| pairs(seen.text()).iter().filter(|(data, _)| data.is_some()).count());
+        assert_eq!(events, expected, "{uri} {value}: {seen:?}");
+    }
 }

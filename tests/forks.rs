@@ -430,7 +430,7 @@ async fn a_forks_source_is_one_path_to_the_hook_the_router_and_the_registry() {
         assert_eq!(*seen.lock().unwrap(), [], "{source:?}: the hook is not asked");
     }
     let twice = [("stream-forked-from", "/rooms/42"), ("stream-forked-from", "/rooms/42")];
-    assert_eq!(send(&layer, ask("PUT /s/x", &twice, "")).await.reason(), "fork");
+    assert_eq!(send(&layer, ask("PUT /s/x", &twice, "")).await.reason(), "repeated-header");
     assert_eq!(comet.stats().channels, 3);
 
     for (source, channel) in [

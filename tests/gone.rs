@@ -8,7 +8,7 @@ use support::{Seen, get, send, sent};
 use tokio::time::{Instant, advance};
 use tower_comet::{Channel, Comet, CometLayer, Offset, Outcome, Retention, Route};
 
-const ZERO: &str = "0000000000000000_0000000000000000";
+const ZERO: &str = "0000000000000000_x0000000000000000";
 
 /// The same channels on a comet route and on a strict one.
 fn layer(comet: &Comet) -> CometLayer {

@@ -110,7 +110,7 @@ async fn waits_have_a_number_in_all() {
     for (uri, status) in [
         ("/events/x?offset=-1", 200),
         ("/events/x?timeout=0", 204),
-        ("/events/x?offset=0000000000000001_0000000000000001&live=long-poll", 410),
+        ("/events/x?offset=0000000000000001_x0000000000000001&live=long-poll", 410),
         ("/elsewhere", 418),
     ] {
         assert_eq!(send(&layer, get(uri)).await.status.as_u16(), status, "{uri}");

@@ -474,3 +474,23 @@ async fn clients_that_resume_after_an_error_have_every_byte() {
     }
     assert_eq!(comet.stats().reading_bytes, 0);
 }
+
+#[tokio::test]
+async fn appends_that_are_lent_to_the_server_stay_within_half_of_the_limit_above_it() {
+    let comet = Comet::builder().max_reading(MIB).retention(Retention::default().appends(1)).build();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("application/octet-stream").await.unwrap();
+    let mut frames = Vec::new();
+    for _ in 0..100 {
+        channel.append(random(40 * KIB)).await.unwrap();
+        let mut body = send_head(&layer, "/s/a?offset=-1").await.into_body();
+        // As a server does: the frame outlives the body.
+        frames.extend(body.frame().await.and_then(Result::ok));
+    }
+    channel.append("x").await.unwrap();
+    assert!(frames.len() > 20, "{} frames", frames.len());
+    assert!(comet.stats().reading_bytes <= MIB + MIB / 2, "{:?}", comet.stats());
+    drop(frames);
+    assert_eq!(comet.stats().reading_bytes, 0);
+}

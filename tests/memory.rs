@@ -81,7 +81,7 @@ fn a_million_names_that_nobody_made_leave_nothing_behind() {
                     1 => assert_eq!(asker.status(format!("/events/{n}?timeout=0")), Some(204)),
                     2 => assert_eq!(asker.status(format!("/events/{n}")), None),
                     _ => {
-                        let gone = format!("/events/{n}?offset=0000000000000007_0000000000000007&live=long-poll");
+                        let gone = format!("/events/{n}?offset=0000000000000007_x0000000000000007&live=long-poll");
                         assert_eq!(asker.status(gone), Some(410));
                     }
                 }

@@ -14,13 +14,13 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use support::{Seen, Teapot, get, post, request, settle};
+use support::{Seen, Teapot, ask, get, post, request, settle};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
 use tower::{Service, ServiceBuilder, ServiceExt, load_shed::error::Overloaded, service_fn, util::BoxCloneSyncService};
-use tower_comet::{Access, Comet, CometLayer, Denied, Outcome, Route};
+use tower_comet::{Access, CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS, Comet, CometLayer, Denied, Outcome, Route};
 use tower_http::{
     auth::AsyncRequireAuthorizationLayer,
     compression::CompressionLayer,
@@ -102,7 +102,7 @@ async fn who_traces_outside_is_told_how_every_request_ended() {
     let news = comet.channel("/events/news");
     news.publish("first").await.unwrap();
     comet.channel("/events/over").close().await.unwrap();
-    let unknown = format!("/events/news?offset={:016}_{:016x}", 7, 7);
+    let unknown = format!("/events/news?offset={:016}_x{:016x}", 7, 7);
     let json = |body: &str| post("/events/news", "application/json", body.to_owned());
     for (request, status, outcome) in [
         (get("/"), 418, None),
@@ -154,21 +154,8 @@ fn cors() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(HeaderValue::from_static("https://page.example"))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::IF_NONE_MATCH, header::CONTENT_TYPE])
-        .expose_headers(
-            [
-                "stream-next-offset",
-                "stream-earliest-offset",
-                "stream-cursor",
-                "stream-up-to-date",
-                "stream-closed",
-                "stream-sse-data-encoding",
-                "etag",
-                "preference-applied",
-                "retry-after",
-            ]
-            .map(HeaderName::from_static),
-        )
+        .allow_headers(CORS_REQUEST_HEADERS)
+        .expose_headers(CORS_RESPONSE_HEADERS)
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +179,7 @@ async fn cors_is_for_outside() {
     assert!(seen.header("access-control-allow-headers").unwrap().contains("if-none-match"), "{seen:?}");
     comet.channel("/events/bytes").create("application/octet-stream").await.unwrap();
     comet.channel("/events/bytes").close().await.unwrap();
-    let unknown = format!("/events/news?offset={:016}_{:016x}", 7, 7);
+    let unknown = format!("/events/news?offset={:016}_x{:016x}", 7, 7);
     let mut seen_names = BTreeSet::new();
     for uri in [
         "/events/news?offset=-1",
@@ -206,6 +193,7 @@ async fn cors_is_for_outside() {
         let seen = send(&outside, request).await;
         assert!(seen.outcome.is_some(), "{uri}");
         assert_eq!(seen.header("access-control-allow-origin"), Some("https://page.example"), "{uri}: {seen:?}");
+        assert_eq!(seen.headers.get_all("access-control-expose-headers").iter().count(), 1, "{uri}");
         let exposed = seen.header("access-control-expose-headers").unwrap().to_owned();
         let ours = |name: &&str| name.starts_with("stream-") || matches!(*name, "etag" | "preference-applied");
         for name in seen.headers.keys().map(HeaderName::as_str).filter(ours) {
@@ -252,7 +240,10 @@ async fn compression_is_for_outside_and_leaves_event_streams_alone() {
     assert_eq!(events.headers().get(header::CONTENT_ENCODING), None);
     let mut events = Box::pin(events.into_body());
     let first = events.frame().await.unwrap().unwrap().into_data().unwrap();
-    assert!(first.starts_with(b"event: data\n"), "at once, and readable: {first:?}");
+    assert!(
+        first.starts_with(b"retry:") && String::from_utf8_lossy(&first).contains("\n\nevent: data\n"),
+        "at once, and readable: {first:?}"
+    );
     drop(events);
 
     let inside = ServiceBuilder::new().layer(layer(&comet)).layer(CompressionLayer::new()).service(Teapot);
@@ -433,4 +424,34 @@ async fn whether_the_inner_service_is_ready_is_asked_of_it() {
         assert!(service.poll_ready(&mut cx).is_ready(), "{uri}");
         assert!(service.call(get(uri)).await.unwrap().status().is_success(), "{uri}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_another_origin_can_read_the_headers_of_the_layer() {
+    let comet = Comet::new();
+    let news = comet.channel("/events/news");
+    news.publish("new").await.unwrap();
+    let minute = Duration::from_secs(60);
+    let layer = CometLayer::new(comet.clone())
+        .route("/events/{channel}", Route::new().read_by_anyone())
+        .route("/cached/{channel}", Route::new().read_by_anyone().cache_for(minute).channel("/events/{channel}"));
+    let from_page = |uri: &str| ask(&format!("GET {uri}"), &[("origin", "https://page.example")], "");
+    let exposed = |seen: &Seen| seen.header("access-control-expose-headers").map(str::to_owned);
+
+    for uri in ["/events/news?offset=-1", "/events/news?offset=x", "/events/news?offset=now&timeout=0"] {
+        let seen = support::send(&layer, from_page(uri)).await;
+        assert!(exposed(&seen).is_some_and(|names| names.contains("stream-next-offset")), "{uri}: {seen:?}");
+        assert_eq!(exposed(&support::send(&layer, get(uri)).await), None, "{uri}");
+    }
+    let waiting = support::sent(&layer, from_page("/events/news")).await;
+    news.publish("newer").await.unwrap();
+    assert!(exposed(&waiting.await.unwrap()).is_some(), "after a wait");
+    // A cache may answer a page with what it stored for the origin itself.
+    assert!(exposed(&support::send(&layer, get("/cached/news?offset=-1")).await).is_some());
+
+    // A CORS layer that exposes nothing leaves the list as it is.
+    let bare = CorsLayer::new().allow_origin(HeaderValue::from_static("https://page.example"));
+    let stack = ServiceBuilder::new().layer(bare).layer(layer).service(Teapot);
+    let seen = send(&stack, from_page("/events/news?offset=-1")).await;
+    assert_eq!(seen.headers.get_all("access-control-expose-headers").iter().count(), 1);
 }

@@ -60,7 +60,7 @@ async fn a_slow_reader_holds_no_memory_beyond_its_channels_history() {
         timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await.expect("it ends").ok();
         let text = String::from_utf8_lossy(&rest);
         let at = text.rfind("\nid:").expect("an event at the least") + 4;
-        let here = &text[at..at + 33];
+        let here = &text[at..at + 34];
         let seen = client.send(get(&format!("/s/a?offset={here}&live=long-poll&timeout=0"))).await.unwrap();
         assert_eq!((seen.status.as_u16(), &*seen.reason()), (410, "trimmed"), "{seen:?}");
     }

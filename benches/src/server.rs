@@ -205,7 +205,7 @@ impl Floor {
             header("x-content-type-options", "nosniff"),
             header("cache-control", "no-store"),
             header("cross-origin-resource-policy", "same-origin"),
-            header("stream-next-offset", "0000000000000001_0123456789abcdef"),
+            header("stream-next-offset", "0000000000000001_x0123456789abcdef"),
             header("stream-up-to-date", "true"),
             header("content-type", "application/json"),
             header("etag", "\"0123456789abcdef:0:1\""),

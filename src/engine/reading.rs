@@ -94,6 +94,14 @@ impl Reading {
         }
     }
 
+    /// The append, if it is a single one, or else a copy of all messages that does not count.
+    pub(crate) fn into_append(self) -> Result<Arc<Stored>, Bytes> {
+        match self.pieces {
+            Pieces::One(data) => Ok(data),
+            _ => Err(self.into_bytes()),
+        }
+    }
+
     /// All messages in one piece. A copy counts as bytes that a response holds; an append does as it always does.
     pub(crate) fn into_stored(self, counter: &Arc<ResponseBytes>) -> Arc<Stored> {
         match self.pieces {

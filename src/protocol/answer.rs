@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use std::sync::Arc;
 
-use super::{Payload, headers, problem::Problem, text::Text};
+use super::{Payload, caller::Caller, headers, problem::Problem, text::Text};
 use crate::{
     Outcome, Route,
     access::Gate,
@@ -15,7 +15,8 @@ use crate::{
 /// An answer of the layer's own.
 pub(crate) type Answer = Response<Payload>;
 
-/// 200 with messages, or with none; the cursor if it is live. 503 if the limit on what responses hold is reached.
+/// 200 with messages, or with none; the cursor if it is live. 503 if the limit on what responses hold is reached. Without a
+/// tag nobody may store it.
 pub(super) fn messages(
     registry: &Arc<Registry>,
     route: &Route,
@@ -39,9 +40,11 @@ pub(super) fn messages(
     if content_type != MediaType::Json {
         of_type(&mut map, &content_type);
     }
-    cacheable(&mut map, route, &reading);
     match tag {
-        Some(tag) => map.insert(header::ETAG, tag),
+        Some(tag) => {
+            cacheable(&mut map, route, &reading);
+            map.insert(header::ETAG, tag)
+        }
         None => map.remove(header::ETAG),
     };
     if let Some(cursor) = cursor {
@@ -105,6 +108,12 @@ fn cacheable(map: &mut HeaderMap, route: &Route, reading: &Reading) {
         let seconds = max_age.as_secs();
         let control = headers::ascii(format_args!("{whose}, max-age={seconds}, stale-while-revalidate=300"));
         map.insert(header::CACHE_CONTROL, control);
+        // A cache may answer a page of another origin with it, too.
+        map.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, headers::exposed());
+        if !route.strict {
+            // With another `Accept` the answer is an event stream.
+            map.insert(header::VARY, HeaderValue::from_static("accept"));
+        }
     }
 }
 
@@ -142,9 +151,12 @@ fn matches(if_none_match: &HeaderValue, tag: &HeaderValue) -> bool {
     listed.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
 }
 
-/// The last touch to every answer: what it may say of the connection.
-pub(super) fn finish(registry: &Registry, http1: bool, mut answer: Answer) -> Answer {
-    if !http1 {
+/// Completes every answer with the headers that depend on the request and not on what it asks for.
+pub(super) fn finish(registry: &Registry, caller: Caller, mut answer: Answer) -> Answer {
+    if caller.has_origin() {
+        answer.headers_mut().insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, headers::exposed());
+    }
+    if !caller.is_http1() {
         // Forbidden there (RFC 9113, section 8.2.2).
         answer.headers_mut().remove(header::CONNECTION);
     } else if registry.is_closing() {

@@ -46,13 +46,14 @@ impl Asked {
     }
 }
 
-/// Parses the `Content-Type`. Two of them are refused: a proxy may have checked one, while this server reads the other.
+/// Parses the `Content-Type` of a body, which must not be encoded: nobody would decode it for its readers.
 pub(super) fn content_type(map: &HeaderMap) -> Result<Option<MediaType>, Problem> {
-    let mut values = map.get_all(header::CONTENT_TYPE).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(Problem::bad_request("content-type", "the request has more than one `Content-Type`"));
+    let encoded =
+        map.get_all(header::CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if encoded {
+        return Err(Problem::content_encoding());
     }
+    let Some(value) = map.get(header::CONTENT_TYPE) else { return Ok(None) };
     let parsed = value.to_str().map_err(|_| Error::MediaType).and_then(str::parse);
     Ok(Some(parsed?))
 }
@@ -97,6 +98,7 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
             let end = registry.peek_anywhere(name).await?.map(|channel| channel.tail);
             Err(Problem::closed(end.unwrap_or_else(|| registry.absent_tail(name))))
         }
+        Err(error) if asked.stamp.is_some() => Err(Problem::from(error).repeatable()),
         Err(error) => Err(error.into()),
     }
 }

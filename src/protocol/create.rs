@@ -141,7 +141,7 @@ async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, conte
     let done = target.registry.create_anywhere(&target.name, &creation).await.map_err(|error| match error {
         // A path that is there in another way, or was: the protocol has one answer for both.
         Error::Gone(_) => Error::Conflict.into(),
-        error => Problem::from(error),
+        error => Problem::from(error).repeatable(),
     })?;
     Ok(created(target, &done, asked.authority.as_ref(), &asked.path))
 }

@@ -6,6 +6,7 @@ use super::{Answer, Target, answer, problem::Problem};
 use crate::Outcome;
 
 pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
-    target.registry.delete_anywhere(&target.name).await?;
+    let deleted = target.registry.delete_anywhere(&target.name).await;
+    deleted.map_err(|error| Problem::from(error).repeatable())?;
     Ok(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted))
 }

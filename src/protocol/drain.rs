@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::time::timeout;
 
-use super::{Reply, answer::finish, problem::Problem, receive::discard};
+use super::{Reply, answer::finish, caller::Caller, problem::Problem, receive::discard};
 use crate::registry::Registry;
 
 /// How many bytes of the body are read at most. The body of a `GET` has no meaning (RFC 9110, section 9.3.1).
@@ -27,7 +27,7 @@ const MOST: u64 = 64 * 1024;
 /// # Cancel safety
 ///
 /// Dropping the reply drops the wait and the body.
-pub(super) fn beside<B>(reply: Reply, body: B, limit: Duration, registry: Arc<Registry>) -> Reply
+pub(super) fn beside<B>(reply: Reply, body: B, limit: Duration, registry: Arc<Registry>, caller: Caller) -> Reply
 where
     B: Body + Send + 'static,
     B::Data: Send,
@@ -58,7 +58,7 @@ where
             // The wait is dropped with this future.
             (refused, _) => {
                 let problem = refused.unwrap_or_else(|| Problem::body_of_get(MOST));
-                finish(&registry, true, problem.closing().into_answer()).into()
+                finish(&registry, caller, problem.closing().into_answer()).into()
             }
         }
     }))

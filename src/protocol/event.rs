@@ -3,9 +3,9 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use std::{num::NonZeroU32, sync::Arc};
+use std::{mem, sync::Arc};
 
-use super::cursor;
+use super::cursor::{self, Cursor};
 use crate::{
     Offset,
     engine::{Reading, Stored},
@@ -17,6 +17,8 @@ const HEADS: usize = 320;
 
 /// A data event, if there is data, and the control event that follows it.
 pub(super) struct Event {
+    /// Text before the first frame.
+    head: String,
     data: Option<Data>,
     /// None when all is written.
     control: Option<Control>,
@@ -42,18 +44,18 @@ enum Text {
 pub(super) struct Control {
     pub(super) next: Offset,
     /// None at the end of the stream.
-    pub(super) cursor: Option<u32>,
+    pub(super) cursor: Option<u64>,
     pub(super) up_to_date: bool,
 }
 
 impl Event {
     /// Nothing but where the reader is.
     pub(super) fn control(control: Control) -> Self {
-        Self { data: None, control: Some(control) }
+        Self { head: String::new(), data: None, control: Some(control) }
     }
 
     /// What was read, if anything, and where that leaves the reader.
-    pub(super) fn of(registry: &Arc<Registry>, reading: Reading, client: Option<NonZeroU32>, base64: bool) -> Self {
+    pub(super) fn of(registry: &Arc<Registry>, reading: Reading, client: Option<Cursor>, base64: bool) -> Self {
         let cursor = (!reading.closed).then(|| cursor::next(client));
         let control = Control { next: reading.next, cursor, up_to_date: reading.up_to_date };
         if reading.is_empty() {
@@ -64,7 +66,12 @@ impl Event {
 
     fn new(text: Arc<Stored>, base64: bool, control: Control) -> Self {
         let data = Data { text: Text::New(text), base64, at: 0, begun: false, line_begun: false };
-        Self { data: Some(data), control: Some(control) }
+        Self { head: String::new(), data: Some(data), control: Some(control) }
+    }
+
+    /// The same after this text.
+    pub(super) fn after(self, head: String) -> Self {
+        Self { head, ..self }
     }
 
     /// The next frame, of about `most` bytes; `None` when all is written.
@@ -84,7 +91,7 @@ impl Event {
     /// About `frame` bytes of text, and up to `HEADS` more. Where a frame ends means nothing to clients.
     fn write(&mut self, frame: usize) -> Option<Result<String, Cut>> {
         let control = self.control.as_ref()?;
-        let mut text = String::new();
+        let mut text = mem::take(&mut self.head);
         if let Some(data) = &mut self.data {
             match data.write(&mut text, control.next, frame) {
                 Ok(true) => {}

@@ -31,6 +31,74 @@ pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("prefe
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The headers of requests to the layer's routes that a browser asks permission for, before it sends them to another origin: what
+/// a CORS layer allows. `Authorization` is among them, which the layer itself does not read.
+///
+/// ```
+/// use tower_comet::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
+/// use tower_http::cors::{Any, CorsLayer};
+///
+/// let cors = CorsLayer::new()
+///     .allow_origin(Any)
+///     .allow_headers(CORS_REQUEST_HEADERS)
+///     .expose_headers(CORS_RESPONSE_HEADERS);
+/// # drop(cors);
+/// assert!(CORS_REQUEST_HEADERS.contains(&http::header::IF_NONE_MATCH));
+/// ```
+#[allow(clippy::declare_interior_mutable_const, reason = "the names are static texts")]
+pub const CORS_REQUEST_HEADERS: [HeaderName; 16] = [
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    header::IF_NONE_MATCH,
+    LAST_EVENT_ID,
+    PREFER,
+    SEQ,
+    CLOSED,
+    TTL,
+    EXPIRES_AT,
+    FORKED_FROM,
+    FORK_OFFSET,
+    FORK_SUB_OFFSET,
+    PRODUCER_ID,
+    PRODUCER_EPOCH,
+    PRODUCER_SEQ,
+    header::CACHE_CONTROL,
+];
+
+/// The headers of the layer's responses that a page of another origin needs to read. The layer itself sends
+/// `Access-Control-Expose-Headers` with these names if the request has an `Origin`, and with every response that caches may
+/// store. A CORS layer outside that exposes headers replaces the list: give it this one.
+///
+/// ```
+/// assert!(tower_comet::CORS_RESPONSE_HEADERS.contains(&http::header::ETAG));
+/// ```
+#[allow(clippy::declare_interior_mutable_const, reason = "the names are static texts")]
+pub const CORS_RESPONSE_HEADERS: [HeaderName; 16] = [
+    NEXT_OFFSET,
+    UP_TO_DATE,
+    CLOSED,
+    CURSOR,
+    EARLIEST_OFFSET,
+    SSE_DATA_ENCODING,
+    TTL,
+    EXPIRES_AT,
+    PRODUCER_EPOCH,
+    PRODUCER_SEQ,
+    PRODUCER_EXPECTED_SEQ,
+    PRODUCER_RECEIVED_SEQ,
+    PREFERENCE_APPLIED,
+    header::ETAG,
+    header::LOCATION,
+    header::RETRY_AFTER,
+];
+
+/// The value of `Access-Control-Expose-Headers`.
+pub(super) fn exposed() -> HeaderValue {
+    static EXPOSED: LazyLock<HeaderValue> =
+        LazyLock::new(|| ascii(CORS_RESPONSE_HEADERS.each_ref().map(HeaderName::as_str).join(",")));
+    EXPOSED.clone()
+}
+
 pub(super) fn offset(offset: Offset) -> HeaderValue {
     HeaderValue::from_bytes(&offset.text()).expect("an offset's text is ASCII")
 }
@@ -78,6 +146,28 @@ fn template(more: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Header
     let mut map = HeaderMap::with_capacity(headers.len());
     map.extend(headers);
     map
+}
+
+/// Returns the name of a header that occurs more than once and has one value by its definition: a proxy may have checked the
+/// first of them, and this server would read the other.
+pub(super) fn repeated(headers: &HeaderMap) -> Option<&HeaderName> {
+    if headers.len() == headers.keys_len() {
+        return None;
+    }
+    headers.keys().find(|name| {
+        let single = [header::CONTENT_TYPE, LAST_EVENT_ID].contains(name)
+            || ["stream-", "producer-"].iter().any(|prefix| name.as_str().starts_with(prefix));
+        single && headers.get_all(*name).iter().nth(1).is_some()
+    })
+}
+
+/// The list of a header, which may be sent in several lines (RFC 9110, section 5.3).
+pub(super) fn list(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let (first, second) = (lines.next()?, lines.next());
+    let Some(second) = second else { return Some(first.clone()) };
+    let lines: Vec<_> = [first, second].into_iter().chain(lines).map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()
 }
 
 /// Whether a header says `true`, in whatever case; anything else counts as absent (Durable Streams, section 5).

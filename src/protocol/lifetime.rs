@@ -12,7 +12,10 @@ pub(super) fn parse(map: &HeaderMap) -> Result<Option<Lifetime>, Problem> {
     match (map.get(headers::TTL), map.get(headers::EXPIRES_AT)) {
         (None, None) => Ok(None),
         (Some(ttl), None) => parse_ttl(ttl).map(Some).ok_or_else(|| {
-            Problem::bad_request("ttl", "`Stream-TTL` is a number of seconds, without a sign or leading zeros")
+            Problem::bad_request(
+                "ttl",
+                "`Stream-TTL` is a number of seconds up to 2^53, without a sign or leading zeros",
+            )
         }),
         (None, Some(at)) => parse_time(at)
             .map(Some)
@@ -21,18 +24,23 @@ pub(super) fn parse(map: &HeaderMap) -> Result<Option<Lifetime>, Problem> {
     }
 }
 
+/// The longest `Stream-TTL`, in seconds: every client can count to it.
+const MOST: u64 = 1 << 53;
+
 fn parse_ttl(value: &HeaderValue) -> Option<Lifetime> {
     let text = value.to_str().ok()?;
     let canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    let seconds: u32 = text.parse().ok().filter(|_| canonical)?;
-    Some(Lifetime::Idle(Duration::from_secs(seconds.into())))
+    let seconds: u64 = text.parse().ok().filter(|seconds| canonical && *seconds <= MOST)?;
+    Some(Lifetime::Idle(Duration::from_secs(seconds)))
 }
 
 fn parse_time(value: &HeaderValue) -> Option<Lifetime> {
     let time = OffsetDateTime::parse(value.to_str().ok()?, &Rfc3339).ok()?;
     // The last hours of the year 9999 are in the year 10000 elsewhere, which RFC 3339 has no words for.
     let utc = time.checked_to_offset(UtcOffset::UTC)?;
-    Some(Lifetime::Until(SystemTime::from(utc)))
+    // Windows has no times before 1601. All of those are over.
+    let since = std::time::Duration::try_from(utc - OffsetDateTime::UNIX_EPOCH).unwrap_or_default();
+    Some(Lifetime::Until(SystemTime::UNIX_EPOCH.checked_add(since)?))
 }
 
 /// What a `HEAD` answers of it.
@@ -72,10 +80,11 @@ mod tests {
 
     #[test]
     fn a_ttl_is_plain_digits() {
-        for (text, seconds) in [("1", Some(1)), ("3600", Some(3600)), ("0", Some(0))] {
+        for (text, seconds) in [("1", Some(1)), ("3600", Some(3600)), ("0", Some(0)), ("9007199254740992", Some(MOST))]
+        {
             assert_eq!(parsed("stream-ttl", text), seconds.map(|s| Lifetime::Idle(Duration::from_secs(s))));
         }
-        for text in ["", "-1", "+1", "01", "1.0", "1e3", " 1x", "99999999999", "abc"] {
+        for text in ["", "-1", "+1", "01", "1.0", "1e3", " 1x", "9007199254740993", "99999999999999999999", "abc"] {
             assert_eq!(parsed("stream-ttl", text), None, "{text:?}");
         }
     }

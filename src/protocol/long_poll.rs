@@ -4,7 +4,7 @@ use http::HeaderValue;
 use pin_project_lite::pin_project;
 use std::{
     future::Future,
-    num::{NonZeroU16, NonZeroU32},
+    num::NonZeroU16,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,7 +14,8 @@ use std::{
 use super::{
     Answer, Target,
     answer::{self, finish},
-    cursor,
+    caller::Caller,
+    cursor::{self, Cursor},
     deadline::deadline,
     headers,
     problem::Problem,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     Outcome, Route,
-    engine::Reading,
+    engine::{Reading, Start},
     registry::{Ended, Wait},
 };
 
@@ -37,7 +38,11 @@ pub(super) fn at_once(
         return Ok(answer::nothing(&reading, Outcome::Ended, None));
     }
     let (registry, cursor) = (&target.registry, cursor::header(asked.cursor));
-    let answer = answer::tagged(registry, &target.route, reading, Outcome::Delivered, seen, Some(cursor))?;
+    let (route, outcome) = (&target.route, Outcome::Delivered);
+    let answer = match asked.start {
+        Start::Tail => answer::messages(registry, route, reading, outcome, None, Some(cursor))?,
+        _ => answer::tagged(registry, route, reading, outcome, seen, Some(cursor))?,
+    };
     registry.usage().count_delivered();
     Ok(answer)
 }
@@ -49,10 +54,13 @@ pin_project! {
         wait: Wait,
         until: u64,
         route: Arc<Route>,
-        cursor: Option<NonZeroU32>,
+        cursor: Option<Cursor>,
         // The seconds granted to the client's `Prefer: wait`, plus one, so that `None` takes no space.
         preferred: Option<NonZeroU16>,
-        http1: bool,
+        caller: Caller,
+        // Whether the wait began at the tail of that time. What comes next has no name to be cached under: the same request
+        // is sent again for the message after it.
+        from_tail: bool,
     }
 }
 
@@ -66,7 +74,8 @@ impl LongPoll {
             route: Arc::clone(&target.route),
             cursor: asked.cursor,
             preferred: asked.preferred.map(|asked| granted(asked, max_wait)),
-            http1: target.http1,
+            caller: target.caller,
+            from_tail: asked.start == Start::Tail,
         }
     }
 }
@@ -79,7 +88,7 @@ impl LongPoll {
     /// Returns the answer to a request that is refused.
     pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> Answer {
         let this = self.project();
-        finish(this.wait.registry(), *this.http1, problem.into_answer())
+        finish(this.wait.registry(), *this.caller, problem.into_answer())
     }
 }
 
@@ -94,7 +103,12 @@ impl Future for LongPoll {
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
-                match answer::tagged(registry, this.route, reading, Outcome::Delivered, None, cursor) {
+                let answer = if *this.from_tail {
+                    answer::messages(registry, this.route, reading, Outcome::Delivered, None, cursor)
+                } else {
+                    answer::tagged(registry, this.route, reading, Outcome::Delivered, None, cursor)
+                };
+                match answer {
                     Ok(answer) => {
                         registry.usage().count_delivered();
                         answer
@@ -114,7 +128,7 @@ impl Future for LongPoll {
             let applied = headers::ascii(format_args!("wait={seconds}"));
             answer.headers_mut().insert(headers::PREFERENCE_APPLIED, applied);
         }
-        Poll::Ready(finish(registry, *this.http1, answer))
+        Poll::Ready(finish(registry, *this.caller, answer))
     }
 }
 

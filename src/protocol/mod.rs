@@ -13,6 +13,7 @@
 
 mod answer;
 mod append;
+mod caller;
 mod client;
 mod create;
 mod cursor;
@@ -36,13 +37,15 @@ mod sse;
 mod target;
 mod text;
 
-use http::{Method, Request, StatusCode, Version, header};
+use http::{Method, Request, StatusCode, header};
 use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
 use crate::{Action, Outcome, Route, name::NameError, routes::Routes};
 use answer::Answer;
+use caller::Caller;
 pub(crate) use client::Clients;
+pub use headers::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 pub(crate) use payload::Payload;
 use problem::Problem;
 pub(crate) use reply::Reply;
@@ -60,9 +63,9 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let (registry, routes, route) = (Held::Lent(routes.registry()), Held::Lent(routes), Held::Lent(route));
-    let http1 = request.version() <= Version::HTTP_11;
+    let caller = Caller::of(&request);
     let head = request.method() == Method::HEAD;
-    let mut target = Target { registry, routes, route, name: String::new(), http1, head };
+    let mut target = Target { registry, routes, route, name: String::new(), caller, head };
     match name {
         Ok(name) if target.registry.check_name(&name).is_ok() => target.name = name,
         Ok(_) => return target.reply(Err(Problem::bad_name("it is empty or too long"))),
@@ -72,6 +75,9 @@ where
         return target.reply(Err(Problem::not_implemented()));
     }
     let (parts, body) = request.into_parts();
+    if let Some(name) = headers::repeated(&parts.headers) {
+        return target.reply(Err(Problem::bad_request("repeated-header", format!("the header `{name}` occurs twice"))));
+    }
     match parts.method {
         Method::GET => {
             let asked = query::Asked::parse(&parts, target.route.strict).and_then(|mut asked| {
@@ -80,13 +86,13 @@ where
                 }
                 Ok(asked)
             });
-            let seen = parts.headers.get(header::IF_NONE_MATCH).cloned();
-            let unread = (http1 && !body.is_end_stream()).then_some(body);
+            let seen = headers::list(&parts.headers, &header::IF_NONE_MATCH);
+            let unread = (caller.is_http1() && !body.is_end_stream()).then_some(body);
             target.permitted(&[Action::Read], parts, move |target| match (asked, unread) {
                 (Ok(asked), None) => read::reply(target, asked, seen),
                 (Ok(asked), Some(body)) => {
                     let (limit, registry) = (target.route.body_timeout, Arc::clone(&target.registry));
-                    drain::beside(read::reply(target, asked, seen), body, limit, registry)
+                    drain::beside(read::reply(target, asked, seen), body, limit, registry, caller)
                 }
                 (Err(problem), _) => target.reply(Err(problem)),
             })
@@ -130,6 +136,5 @@ pub(crate) fn unserved<B>(routes: &Routes, request: &Request<B>) -> Reply {
         }
         Some(route) => Err(Problem::method_not_allowed(route)),
     };
-    let http1 = request.version() <= Version::HTTP_11;
-    Reply::now(routes.registry(), http1, request.method() == Method::HEAD, answer)
+    Reply::now(routes.registry(), Caller::of(request), request.method() == Method::HEAD, answer)
 }

@@ -60,6 +60,13 @@ impl Problem {
         Self::bad_request("body", detail)
     }
 
+    /// RFC 9110, section 15.5.16.
+    pub(super) fn content_encoding() -> Self {
+        let detail = "bodies with a `Content-Encoding` are not decoded: send the body as it is";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content-encoding", detail)
+            .with(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+    }
+
     pub(super) fn body_timeout() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request's body did not arrive in time").refused()
     }
@@ -75,6 +82,11 @@ impl Problem {
 
     pub(super) fn full(limit: Limit) -> Self {
         Self::unavailable("full", limit.to_string())
+    }
+
+    /// Adds a `Retry-After` if it is not known whether the request took effect, and the request is safe to repeat.
+    pub(super) fn repeatable(self) -> Self {
+        if self.reason == "uncertain" { self.later() } else { self }
     }
 
     pub(super) fn hook_timeout() -> Self {
@@ -213,7 +225,13 @@ impl From<Error> for Problem {
             Error::Full(limit) => Self::full(limit),
             Error::ShutDown => Self::shut_down(),
             Error::Unreachable => Self::unavailable("unreachable", detail),
-            Error::Uncertain => Self::unavailable("uncertain", detail),
+            // Without a `Retry-After`: generic clients would repeat what may have been done.
+            Error::Uncertain => {
+                let detail = format!(
+                    "{detail}. Read the channel before you send this again. With producer headers, it is safe to send it again"
+                );
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "uncertain", detail).refused()
+            }
             Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
         }
     }

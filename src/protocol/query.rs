@@ -1,9 +1,9 @@
 //! What a read asks for: the query, and how long it would wait.
 
-use http::{HeaderMap, request::Parts};
-use std::{borrow::Cow, num::NonZeroU32, time::Duration};
+use http::{HeaderMap, header, request::Parts};
+use std::{borrow::Cow, time::Duration};
 
-use super::{client::Client, cursor, headers, problem::Problem};
+use super::{client::Client, cursor::Cursor, headers, problem::Problem};
 use crate::engine::Start;
 
 /// What a `GET` asks for.
@@ -11,7 +11,7 @@ use crate::engine::Start;
 pub(super) struct Asked {
     pub(super) start: Start,
     pub(super) live: Option<Live>,
-    pub(super) cursor: Option<NonZeroU32>,
+    pub(super) cursor: Option<Cursor>,
     /// Wait no longer than this; shorter than the route would.
     pub(super) wait: Option<Duration>,
     /// The whole seconds of `Prefer: wait=…`, to be answered with `Preference-Applied`.
@@ -29,7 +29,11 @@ pub(super) enum Live {
 
 impl Asked {
     pub(super) fn parse(parts: &Parts, strict: bool) -> Result<Self, Problem> {
-        let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        let mut query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        if !strict && query.live.is_none() && accepts_events(&parts.headers) {
+            query.live = Some(Live::Sse);
+            query.offset.get_or_insert("now".into());
+        }
         let (start, live) = match (query.offset, query.live) {
             // The two kinds of route differ here and nowhere else in reading.
             (None, None) if strict => (Start::Earliest, None),
@@ -42,7 +46,9 @@ impl Asked {
             }
             (Some(offset), Some(Live::Sse)) => {
                 // A browser's `EventSource` comes back with the URL that it was made with, and says where it was.
-                let last = parts.headers.get(headers::LAST_EVENT_ID).and_then(|id| id.to_str().ok());
+                // An empty id is what it has before the first one.
+                let last = parts.headers.get(headers::LAST_EVENT_ID).filter(|id| !id.is_empty());
+                let last = last.map(|id| id.to_str().unwrap_or("not ASCII"));
                 (parse_offset(last.unwrap_or(&offset))?, Some(Live::Sse))
             }
             (Some(offset), live) => (parse_offset(&offset)?, live),
@@ -52,7 +58,7 @@ impl Asked {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let cursor = query.cursor.as_deref().and_then(cursor::parse);
+        let cursor = query.cursor.as_deref().and_then(Cursor::parse);
         Ok(Self { start, live, cursor, wait, preferred, client: None })
     }
 }
@@ -66,6 +72,19 @@ pub(super) fn parse_offset(text: &str) -> Result<Start, Problem> {
             .map(Start::After)
             .map_err(|error| Problem::bad_request("offset", format!("{error}; `-1` is the start, `now` the tail"))),
     }
+}
+
+/// Whether a request asks for an event stream by its `Accept` (RFC 9110, section 12.5.1), as an `EventSource` does.
+fn accepts_events(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let refused = |part: &str| {
+            let (name, quality) = part.split_once('=').unwrap_or_default();
+            name.trim().eq_ignore_ascii_case("q") && quality.trim().parse() == Ok(0.0)
+        };
+        parts.next().is_some_and(|range| range.eq_ignore_ascii_case("text/event-stream")) && !parts.any(refused)
+    })
 }
 
 /// The parameters that mean something, undone of their encoding. Others are ignored (Durable Streams, section 11.1).
@@ -166,7 +185,7 @@ mod tests {
             "offset=NOW",
             "offset=1",
             "offset=a%20b",
-            "offset=0000000000000000_000000000000000g",
+            "offset=0000000000000000_x000000000000000g",
             "offset=-1&offset=-1",
             "offset=-1&offset=now",
             "live=long-poll",

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Answer, Payload, Target, answer::finish, long_poll::LongPoll, problem::Problem};
+use super::{Answer, Payload, Target, answer::finish, caller::Caller, long_poll::LongPoll, problem::Problem};
 use crate::{Action, registry::Registry};
 
 /// An answer, now or later.
@@ -20,14 +20,14 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Returns a reply that is complete now. `http1` and `head` describe the request.
-    pub(super) fn now(registry: &Registry, http1: bool, head: bool, answer: Result<Answer, Problem>) -> Self {
+    /// Returns a reply that is complete now. `head`: the request is a `HEAD`.
+    pub(super) fn now(registry: &Registry, caller: Caller, head: bool, answer: Result<Answer, Problem>) -> Self {
         let mut answer = answer.unwrap_or_else(Problem::into_answer);
         if head {
             // hyper would send the body on HTTP/2, and clients treat that as an error of the connection.
             *answer.body_mut() = Payload::default();
         }
-        Self::Now(Some(Box::new(finish(registry, http1, answer))))
+        Self::Now(Some(Box::new(finish(registry, caller, answer))))
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
@@ -70,7 +70,7 @@ impl Target<'_> {
     }
 
     pub(super) fn reply(&self, answer: Result<Answer, Problem>) -> Reply {
-        Reply::now(&self.registry, self.http1, self.head, answer)
+        Reply::now(&self.registry, self.caller, self.head, answer)
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
 use pin_project_lite::pin_project;
 use std::{
-    num::NonZeroU32,
+    ops::RangeInclusive,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -14,7 +14,7 @@ use std::{
 use super::{
     Answer, Payload, Target,
     client::Admitted,
-    cursor,
+    cursor::{self, Cursor},
     deadline::deadline,
     event::{Control, Event},
     headers,
@@ -22,7 +22,7 @@ use super::{
     query::Asked,
 };
 use crate::{
-    Outcome, Route,
+    Error, Outcome, Route,
     engine::{MediaType, Offset, Reading, is_json, is_text},
     registry::{Cut, Ended, Outgoing, Registry, Wait},
 };
@@ -43,8 +43,15 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
     let admitted = target.admit(asked.client)?;
-    wait.admit()?;
-    let mut answer = Response::new(Payload::Events(Box::pin(EventStream {
+    match wait.admit() {
+        Ok(()) => {}
+        // An `EventSource` gives up for good at any status but 200. With this it comes back, to another node.
+        Err(Error::ShutDown) => {
+            return Ok(begin(Payload::from(Bytes::from(retry(1_000..=5_000))), Outcome::Released, base64));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let stream = Payload::Events(Box::pin(EventStream {
         wait,
         route: Arc::clone(&target.route),
         base64,
@@ -56,19 +63,31 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         beat: target.registry.now() + BEAT,
         end: deadline(&target.registry, LIFE),
         task: None,
+        begun: false,
         admitted,
-    })));
+    }));
+    Ok(begin(stream, Outcome::Streamed, base64))
+}
+
+/// Returns an answer with the head of an event stream.
+fn begin(body: Payload, outcome: Outcome, base64: bool) -> Answer {
+    let mut answer = Response::new(body);
     let map = answer.headers_mut();
     *map = headers::safe();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
-    // nginx holds answers back otherwise.
+    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, no-transform"));
+    // Proxies that compress hold events back: those of Node and Traefik without `no-transform`, nginx without this.
     map.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     if base64 {
         map.insert(headers::SSE_DATA_ENCODING, HeaderValue::from_static("base64"));
     }
-    answer.extensions_mut().insert(Outcome::Streamed);
-    Ok(answer)
+    answer.extensions_mut().insert(outcome);
+    answer
+}
+
+/// Tells an `EventSource` to come back after a random time in milliseconds. Its default is three seconds.
+fn retry(millis: RangeInclusive<u32>) -> String {
+    format!("retry:{}\n\n", fastrand::u32(millis))
 }
 
 pin_project! {
@@ -79,10 +98,12 @@ pin_project! {
         wait: Wait,
         route: Arc<Route>,
         base64: bool,
-        cursor: Option<NonZeroU32>,
+        cursor: Option<Cursor>,
         // The event that is being sent.
         event: Option<Event>,
         outgoing: Outgoing,
+        // Whether an event was begun, with `retry` before it.
+        begun: bool,
         // The tail that the client was sent last.
         told: Option<Offset>,
         finished: bool,
@@ -160,6 +181,7 @@ impl EventStream {
             Poll::Pending => return Poll::Pending,
         };
         *this.beat = now + BEAT;
+        let event = if std::mem::replace(this.begun, true) { event } else { event.after(retry(100..=1_000)) };
         *this.event = Some(event);
         Poll::Ready(next_frame(this.event, this.finished, this.wait.registry(), this.outgoing, most))
     }

@@ -3,7 +3,7 @@
 use http::{Method, request::Parts};
 use std::{ops::Deref, sync::Arc};
 
-use super::{hook::decide, problem::Problem};
+use super::{caller::Caller, hook::decide, problem::Problem};
 use crate::{
     Access, Action, Denied, Route,
     access::Gate,
@@ -19,8 +19,7 @@ pub(super) struct Target<'a> {
     pub(super) routes: Held<'a, Routes>,
     pub(super) route: Held<'a, Route>,
     pub(super) name: String,
-    /// HTTP/1.1 or 1.0, where a connection can be closed by a header.
-    pub(super) http1: bool,
+    pub(super) caller: Caller,
     /// A `HEAD`, whose answer has no body, whatever it says.
     pub(super) head: bool,
 }
@@ -59,7 +58,7 @@ impl Target<'_> {
     /// The same, for what goes on after the call of the service.
     pub(super) fn own<'b>(self) -> Target<'b> {
         let (registry, routes, route) = (self.registry.own(), self.routes.own(), self.route.own());
-        Target { registry, routes, route, name: self.name, http1: self.http1, head: self.head }
+        Target { registry, routes, route, name: self.name, caller: self.caller, head: self.head }
     }
 
     /// Returns the channel that a `GET` of a path would read, as a target, and the head of a request for it: this request's

@@ -62,6 +62,7 @@ pub(crate) struct Usage {
     history: Counter,
     receiving: Counter,
     responses: Arc<ResponseBytes>,
+    lent: Arc<ResponseBytes>,
     cut: AtomicU64,
     appends: AtomicU64,
     delivered: AtomicU64,
@@ -80,6 +81,7 @@ impl Usage {
             history: Counter::new(0),
             receiving: Counter::new(0),
             responses: Arc::default(),
+            lent: Arc::default(),
             cut: AtomicU64::new(0),
             appends: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
@@ -114,6 +116,11 @@ impl Usage {
     /// Counts the bytes that responses hold, and no log.
     pub(crate) fn responses(&self) -> &Arc<ResponseBytes> {
         &self.responses
+    }
+
+    /// Counts the appends that the server was lent without a copy, once for each response.
+    pub(super) fn lent(&self) -> &Arc<ResponseBytes> {
+        &self.lent
     }
 
     pub(crate) fn cut(&self) -> u64 {

@@ -181,6 +181,8 @@ impl Tending {
         if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
             self.probe = None;
         }
+        // Responses may hold appends that were dropped to take in new ones.
+        registry.make_room_to_read(0);
         let (to_follow, to_read) = registry.take_asked(cx);
         self.subscriptions.join(to_follow);
         self.backlog.to_read.extend(to_read);

@@ -71,8 +71,29 @@ impl Registry {
         if !self.make_room_to_read(size.min(FRAME)) {
             return Err(Limit::Reading);
         }
+        if size <= FRAME && !self.is_half_read() {
+            return Ok(Content::Whole(self.one_frame(reading, size)));
+        }
         let parts = reading.into_parts(self.usage.responses());
         Ok(Content::Transfer(Box::new(Transfer::new(self, parts))))
+    }
+
+    /// A response of one frame. An append is lent to the server without a copy, while no more than half of the limit is lent:
+    /// it counts when no log keeps it any more, and is not cut then.
+    fn one_frame(&self, reading: Reading, size: usize) -> Bytes {
+        let lent = self.usage.lent();
+        match reading.into_append() {
+            Ok(append) if lent.get() < self.limits.reading / 2 => {
+                Bytes::from_owner(Counted { bytes: append, _share: Share::new(size, lent) })
+            }
+            Ok(append) => self.counted(Bytes::copy_from_slice(&append)),
+            Err(copy) => self.counted(copy),
+        }
+    }
+
+    fn counted(&self, bytes: Bytes) -> Bytes {
+        let share = Share::new(bytes.len() + FRAME_OVERHEAD, self.usage.responses());
+        Bytes::from_owner(Counted { bytes, _share: share })
     }
 
     /// Cuts transfers until `bytes` more fit the limit, and returns whether they do. Examines a limited number of
@@ -107,6 +128,24 @@ impl Registry {
 
     fn is_half_read(&self) -> bool {
         self.usage.responses().get() >= self.limits.reading / 2
+    }
+}
+
+/// Bytes that count until they are dropped.
+struct Counted<T> {
+    bytes: T,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Counted<Arc<Stored>> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Counted<Bytes> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -157,20 +196,23 @@ impl Outgoing {
     }
 
     /// Counts a frame, which has `capacity` bytes of memory, until the server drops it.
-    pub(crate) fn frame(&self, registry: &Registry, bytes: Bytes, capacity: usize) -> Bytes {
-        struct Frame {
-            bytes: Bytes,
+    fn frame<T>(&self, registry: &Registry, bytes: T, capacity: usize) -> Bytes
+    where
+        T: AsRef<[u8]> + Send + 'static,
+    {
+        struct Frame<T> {
+            bytes: T,
             share: Share,
             outstanding: Arc<AtomicUsize>,
         }
 
-        impl AsRef<[u8]> for Frame {
+        impl<T: AsRef<[u8]>> AsRef<[u8]> for Frame<T> {
             fn as_ref(&self) -> &[u8] {
-                &self.bytes
+                self.bytes.as_ref()
             }
         }
 
-        impl Drop for Frame {
+        impl<T> Drop for Frame<T> {
             fn drop(&mut self) {
                 self.outstanding.fetch_sub(self.share.size(), Relaxed);
             }
@@ -189,7 +231,7 @@ impl Outgoing {
             registry.usage.count_cut();
             return Err(Cut);
         }
-        Ok(self.frame(registry, text.into(), capacity))
+        Ok(self.frame(registry, text, capacity))
     }
 }
 
