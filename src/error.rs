@@ -31,9 +31,11 @@ pub enum Error {
     /// with at most 255 bytes, all ASCII, and without a comma: browsers split a content type at commas and would run
     /// `text/plain;,text/html` as a page of the application's origin.
     MediaType,
-    /// The value could not be written as JSON.
+    /// The value could not be written as JSON, or as JSON that every reader can parse: see [`Json`](Self::Json).
     Encode(Source),
-    /// The bytes are not JSON, which the channel holds.
+    /// The bytes are not JSON, which the channel holds, or are JSON that common parsers cannot read. One such message would
+    /// keep its readers from all others of a response. So it must not be nested deeper than 126, contain half of a
+    /// surrogate pair (`"\ud83d"`), a number that is too large for a double (`1e999`), or one of more than 1,000 digits.
     Json(Source),
     /// There is nothing to append: no bytes, or an empty JSON array.
     Empty,

@@ -100,7 +100,7 @@ impl Subscription {
     async fn next_append(&mut self) -> Result<Option<Reading>, Error> {
         // The least that a read gives is one append.
         const ONE: usize = 0;
-        let mut wait = match self.registry.read_or_wait_anywhere(&self.name, self.place, ONE).await? {
+        let mut wait = match self.registry.read_or_wait_anywhere(&self.name, self.place, ONE.into()).await? {
             Begun::Read(reading) => return Ok(Some(reading)),
             Begun::Wait(wait) => wait,
         };
@@ -111,7 +111,7 @@ impl Subscription {
         wait.admit_always();
         // Only a channel whose end is fixed needs a clock, and with it a runtime.
         let mut parked = Parked { wait: Box::pin(wait), place: &mut self.place };
-        let ended = poll_fn(|cx| parked.wait.as_mut().poll(cx, NEVER, ONE)).await;
+        let ended = poll_fn(|cx| parked.wait.as_mut().poll(cx, NEVER, ONE.into())).await;
         drop(parked);
         match ended {
             Ended::Read(reading) => Ok(Some(reading)),

@@ -356,3 +356,30 @@ async fn an_accept_header_asks_for_an_event_stream_on_a_comet_route() {
         assert_eq!(events, expected, "{uri} {value}: {seen:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_character_that_is_split_over_two_appends_arrives_whole() {
+    let comet = Comet::new();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut body = open(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+    assert_eq!(pairs(&next(&mut body).await.unwrap()).len(), 1, "the control event at the start");
+
+    let start = channel.append("one").await.unwrap();
+    assert_eq!(pairs(&next(&mut body).await.unwrap())[0].0.as_deref(), Some("one"));
+    channel.append(&b"two \xe2\x82"[..]).await.unwrap();
+    assert!(timeout(Duration::from_secs(10), next(&mut body)).await.is_err(), "held back");
+    channel.append(&b"\xac three"[..]).await.unwrap();
+    assert_eq!(pairs(&next(&mut body).await.unwrap())[0].0.as_deref(), Some("two \u{20ac} three"));
+
+    // What cannot become a character any more is not waited for.
+    channel.append(&b"four \xe2"[..]).await.unwrap();
+    channel.close().await.unwrap();
+    assert_eq!(pairs(&next(&mut body).await.unwrap())[0].0.as_deref(), Some("four \u{fffd}"));
+    assert_eq!(next(&mut body).await, None);
+
+    // A client that resumes between the two halves receives both.
+    let rest = send(&layer, get(&format!("/s/a?offset={start}&live=sse"))).await;
+    assert_eq!(pairs(rest.text())[0].0.as_deref(), Some("two \u{20ac} threefour \u{fffd}"));
+}

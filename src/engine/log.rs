@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    Batch, Gone, MediaType, Offset, Reading, Reason, ResponseBytes, Retention, Start, Writers,
+    Batch, Extent, Gone, MediaType, Offset, Reading, Reason, ResponseBytes, Retention, Start, Writers,
     history::{Entry, History},
     is_json,
     reading::Pieces,
@@ -171,34 +171,68 @@ impl Log {
         self.history.drop_oldest(count);
     }
 
-    /// What there is from `start`, at most `limit` bytes of messages and 2,048 appends, cut between appends; the
-    /// first append goes whole, however large.
-    pub(crate) fn read(&self, start: Start, limit: usize) -> Result<Reading, Gone> {
+    /// What there is from `start`, as much as `extent` says, and at most 2,048 appends.
+    pub(crate) fn read(&self, start: Start, extent: Extent) -> Result<Reading, Gone> {
         let first = self.index(start).map_err(|reason| self.gone(reason))?;
         let mut bytes = 0;
-        let taken = self
-            .history
-            .from(first)
-            .enumerate()
-            .take_while(|(nth, entry)| {
-                bytes += entry.data.len();
-                *nth == 0 || (bytes <= limit && *nth < READ)
-            })
-            .count();
+        let within_extent = |(nth, entry): &(usize, &Entry)| {
+            bytes += entry.data.len();
+            *nth == 0 || (bytes <= extent.bytes && *nth < READ)
+        };
+        let mut taken = self.history.from(first).enumerate().take_while(within_extent).count();
+        let (mut reaches_tail, mut held_back) = (first + taken == self.len(), false);
+        if extent.whole_characters {
+            let whole = self.whole_characters(first, taken);
+            // What is held back is no reason to read again before the next append.
+            held_back = whole < taken && (reaches_tail || whole == 0);
+            reaches_tail = first + whole == self.len();
+            taken = whole;
+        }
         let chosen = self.history.from(first).take(taken);
-        let reaches_tail = first + taken == self.len();
         Ok(Reading {
             content_type: Some(self.content_type.clone()),
             json: self.json,
             log: self.id,
             after: self.offset_before(first),
             next: self.offset_before(first + taken),
-            up_to_date: reaches_tail,
+            up_to_date: reaches_tail || held_back,
             closed: reaches_tail && self.closed,
             messages: chosen.clone().map(|entry| entry.messages as usize).sum(),
             until: None,
             pieces: Pieces::of(chosen.map(|entry| &entry.data), self.json),
         })
+    }
+
+    /// Returns how many entries from `first` on end with a whole character: at most `taken`, or a few more if all of
+    /// those end within one.
+    fn whole_characters(&self, first: usize, taken: usize) -> usize {
+        let fewer = (1..=taken).rev().find(|count| !self.is_within_character(first, first + count));
+        let more = || (taken + 1..=self.len() - first).find(|count| !self.is_within_character(first, first + count));
+        fewer.or_else(more).unwrap_or(0)
+    }
+
+    /// Whether the bytes of the entries from `first` to `end` end within a character that the next byte continues, or may
+    /// continue because nothing follows yet.
+    fn is_within_character(&self, first: usize, end: usize) -> bool {
+        let before = (first..end).rev().filter_map(|index| self.history.get(index));
+        let mut last = before.flat_map(|entry| entry.data.bytes().iter().rev()).take(3).copied();
+        let mut length = 1;
+        let lead = loop {
+            match last.next() {
+                // A continuation byte.
+                Some(0x80..0xc0) => length += 1,
+                Some(lead) => break lead,
+                None => return false,
+            }
+        };
+        let needed = match lead {
+            0xc2..0xe0 => 2,
+            0xe0..0xf0 => 3,
+            0xf0..0xf5 => 4,
+            _ => 1,
+        };
+        let next = self.history.get(end).and_then(|entry| entry.data.bytes().first());
+        length < needed && next.map_or(!self.closed, |next| (0x80..0xc0).contains(next))
     }
 
     /// The offset just before the entry at `index`, which is the one just after its predecessor.
@@ -267,4 +301,77 @@ pub(crate) struct Weight {
 /// Returns the cost that an append of this batch adds, in the measure of the limit on all history.
 pub(crate) fn cost_of(batch: &Batch) -> usize {
     batch.data.len() + ENTRY_COST
+}
+
+#[cfg(all(test, not(comet_loom)))]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    /// Appends the pieces one by one, and after each reads what there is in whole characters. Returns what was read.
+    fn read_along(pieces: &[Vec<u8>], bytes: usize, read_every: usize) -> Vec<Vec<u8>> {
+        let mut log = Log::new("text/plain".parse().expect("a type"), 0, &Arc::default());
+        let (mut after, mut read) = (Start::Origin, Vec::new());
+        for nth in 0..=pieces.len() {
+            match pieces.get(nth) {
+                Some(piece) => {
+                    let batch = Batch::copy(piece).expect("not empty");
+                    let weight = log.weigh(&batch, &Retention::unbounded());
+                    log.append(batch, &weight, 0);
+                    if nth % read_every != 0 {
+                        continue;
+                    }
+                }
+                None => log.close(0),
+            }
+            loop {
+                let reading = log.read(after, Extent { bytes, whole_characters: true }).expect("an offset of this log");
+                if reading.is_empty() {
+                    assert_eq!((reading.up_to_date, reading.closed), (true, log.is_closed()));
+                    break;
+                }
+                after = Start::After(reading.next);
+                read.push(reading.into_bytes().to_vec());
+            }
+        }
+        read
+    }
+
+    #[test]
+    fn an_append_that_ends_within_a_character_is_held_back_until_the_next_one() {
+        let read = |pieces: &[&[u8]]| {
+            let pieces: Vec<_> = pieces.iter().map(|piece| piece.to_vec()).collect();
+            read_along(&pieces, 1_000, 1)
+        };
+        assert_eq!(read(&[b"a", b"b"]), [b"a", b"b"]);
+        assert_eq!(read(&[b"a\xe2", b"\x82\xacb", b"c"]), [&b"a\xe2\x82\xacb"[..], b"c"]);
+        assert_eq!(read(&[b"\xf0", b"\x9f", b"\x98", b"\x80"]), [b"\xf0\x9f\x98\x80"], "held back three times");
+        assert_eq!(read(&[b"a\xe2\x82", b"b"]), [b"a\xe2\x82b"], "the next byte does not continue it");
+        assert_eq!(read(&[b"a\xe2\x82"]), [b"a\xe2\x82"], "the channel closes");
+        assert_eq!(read(&[b"\x80\xff\xc0", b"\xf8"]), [&b"\x80\xff\xc0"[..], b"\xf8"], "no character begins there");
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_that_are_decoded_one_by_one_are_the_text(
+            text in "[aé€😀]{0,30}",
+            garbage in vec(prop_oneof![any::<u8>(), 0x80..0xc0u8, 0xe0..0xf5u8], 0..30),
+            sizes in vec(1..5usize, 80),
+            bytes in 0..10usize,
+            read_every in 1..4usize,
+        ) {
+            for mut rest in [text.as_bytes(), &garbage] {
+                let whole = rest;
+                let mut pieces = Vec::new();
+                for size in &sizes {
+                    let (piece, after) = rest.split_at(rest.len().min(*size));
+                    pieces.extend((!piece.is_empty()).then(|| piece.to_vec()));
+                    rest = after;
+                }
+                let decoded: String =
+                    read_along(&pieces, bytes, read_every).iter().map(|piece| String::from_utf8_lossy(piece)).collect();
+                prop_assert_eq!(decoded, String::from_utf8_lossy(&whole[..whole.len() - rest.len()]));
+            }
+        }
+    }
 }

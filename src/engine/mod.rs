@@ -9,6 +9,7 @@
 //! | `history` | the appends that a log in memory keeps |
 //! | `stored` | the bytes of one append, shared by logs and responses, and the count of what only responses hold |
 //! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
+//! | `json` | JSON that is refused because common parsers cannot read it |
 //! | `offset`, `gone`, `reading`, `parts` | an offset in a log, why it cannot be read from, what a read found there, and that in parts |
 //! | `request` | what any engine is asked to do, and what it says was done |
 //! | `remote` | the engines outside of this process: the one place where they differ |
@@ -19,6 +20,7 @@ mod batch;
 mod branch;
 mod gone;
 mod history;
+mod json;
 mod log;
 mod media_type;
 mod offset;
@@ -45,7 +47,7 @@ pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, same_type};
 pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use parts::Parts;
-pub(crate) use reading::{Reading, Start};
+pub(crate) use reading::{Extent, Reading, Start};
 #[cfg(feature = "redis")]
 pub(crate) use redis::Redis;
 #[cfg(feature = "redis")]

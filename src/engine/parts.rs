@@ -119,7 +119,7 @@ mod tests {
     }
 
     fn read(log: &Log) -> Reading {
-        log.read(Start::Earliest, usize::MAX).unwrap()
+        log.read(Start::Earliest, usize::MAX.into()).unwrap()
     }
 
     #[test]

@@ -18,6 +18,22 @@ pub(crate) enum Start {
     After(Offset),
 }
 
+/// How much a read returns. It is cut between appends; the first append goes whole, however large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// The bytes of messages.
+    pub(crate) bytes: usize,
+    /// Only up to an append that ends with a whole character of UTF-8: for a reader that decodes each piece by itself. An
+    /// append that ends within a character is held back until the next one.
+    pub(crate) whole_characters: bool,
+}
+
+impl From<usize> for Extent {
+    fn from(bytes: usize) -> Self {
+        Self { bytes, whole_characters: false }
+    }
+}
+
 /// What a read found.
 #[derive(Debug)]
 pub(crate) struct Reading {

@@ -15,7 +15,8 @@ use std::{
 };
 
 use super::{
-    Announcement, Append, Appended, Created, Creation, Lifetime, Log, MediaType, Offset, Reading, ResponseBytes, Start,
+    Announcement, Append, Appended, Created, Creation, Extent, Lifetime, Log, MediaType, Offset, Reading,
+    ResponseBytes, Start,
 };
 use crate::Error;
 
@@ -184,13 +185,21 @@ impl Page {
         self.next() == self.tail
     }
 
-    pub(crate) fn into_reading(self, counter: &Arc<ResponseBytes>) -> Reading {
+    pub(crate) fn into_reading(self, extent: Extent, counter: &Arc<ResponseBytes>) -> Reading {
         let up_to_date = self.is_up_to_date();
         let after = Start::After(self.after);
-        let mut reading = Log::replica(self, 0, counter).read(after, usize::MAX).unwrap_or_else(|gone| {
-            debug_assert!(false, "a log has its own floor: {gone}");
-            Reading::unknown(gone.earliest())
-        });
+        let log = Log::replica(self, 0, counter);
+        let read = |extent| {
+            log.read(after, extent).unwrap_or_else(|gone| {
+                debug_assert!(false, "a log has its own floor: {gone}");
+                Reading::unknown(gone.earliest())
+            })
+        };
+        let mut reading = read(Extent { bytes: usize::MAX, ..extent });
+        if reading.is_empty() {
+            // The append that follows was not read, or not made yet. Waiting for it here would be to ask again and again.
+            reading = read(usize::MAX.into());
+        }
         // Not if the answer is cut before the page ends.
         reading.up_to_date &= up_to_date;
         reading

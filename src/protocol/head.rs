@@ -21,7 +21,7 @@ pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
         None if target.route.strict => return Err(Problem::not_found()),
         None => {
             answer::of_type(map, &target.route.content_type);
-            let nothing = target.registry.read_anywhere(&target.name, Start::Tail, 0).await?;
+            let nothing = target.registry.read_anywhere(&target.name, Start::Tail, 0.into()).await?;
             map.insert(headers::NEXT_OFFSET, headers::offset(nothing.next));
         }
     }

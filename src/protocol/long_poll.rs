@@ -97,7 +97,7 @@ impl Future for LongPoll {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let mut this = self.project();
-        let ended = ready!(this.wait.as_mut().poll(cx, *this.until, this.route.max_chunk));
+        let ended = ready!(this.wait.as_mut().poll(cx, *this.until, this.route.max_chunk.into()));
         let registry = this.wait.registry();
         let cursor = Some(cursor::header(*this.cursor));
         let mut answer = match ended {

@@ -18,7 +18,7 @@ use crate::{
 
 pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>) -> Reply {
     if target.registry.remote().is_none() {
-        let (name, limit) = (&target.name, target.route.max_chunk);
+        let (name, limit) = (&target.name, target.route.max_chunk.into());
         let begun = match asked.live {
             Some(Live::LongPoll) => target.registry.read_or_wait(name, asked.start, limit),
             Some(Live::Sse) | None => target.registry.read(name, asked.start, limit).map(Begun::Read),
@@ -27,7 +27,7 @@ pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>)
     }
     let target = target.own();
     Reply::Later(Box::pin(async move {
-        let (name, limit) = (&target.name, target.route.max_chunk);
+        let (name, limit) = (&target.name, target.route.max_chunk.into());
         let begun = match asked.live {
             Some(Live::LongPoll) => target.registry.read_or_wait_anywhere(name, asked.start, limit).await,
             Some(Live::Sse) => target.registry.read_and_follow(name, asked.start, limit).await.map(Begun::Read),

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Error, Outcome, Route,
-    engine::{MediaType, Offset, Reading, is_json, is_text},
+    engine::{Extent, MediaType, Offset, Reading, is_json, is_text},
     registry::{Cut, Ended, Outgoing, Registry, Wait},
 };
 
@@ -55,6 +55,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         wait,
         route: Arc::clone(&target.route),
         base64,
+        text: !base64 && !is_json(content_type),
         cursor: asked.cursor,
         event: None,
         outgoing: Outgoing::new(),
@@ -98,6 +99,8 @@ pin_project! {
         wait: Wait,
         route: Arc<Route>,
         base64: bool,
+        // Text that is not JSON, which may split a character over two appends.
+        text: bool,
         cursor: Option<Cursor>,
         // The event that is being sent.
         event: Option<Event>,
@@ -143,8 +146,8 @@ impl EventStream {
         if !same_task {
             *this.task = Some(cx.waker().clone());
         }
-        let polled =
-            this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), this.route.max_chunk.min(EVENT));
+        let extent = Extent { bytes: this.route.max_chunk.min(EVENT), whole_characters: *this.text };
+        let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), extent);
         let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
         let event = match polled {
             // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.

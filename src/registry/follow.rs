@@ -77,7 +77,7 @@ impl Follow {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(comet_loom)))]
     pub(super) fn joins(&self) -> usize {
         self.joining.len()
     }

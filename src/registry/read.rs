@@ -6,27 +6,27 @@ use super::{
     Lifetime, Registry, Wait,
     entry::{Entry, State},
 };
-use crate::engine::{Gone, MediaType, Offset, Reading, Reason, Start};
+use crate::engine::{Extent, Gone, MediaType, Offset, Reading, Reason, Start};
 
 impl Registry {
-    /// What a channel holds from `start`, at most `limit` bytes of messages, cut between appends.
+    /// What a channel holds from `start`, as much as `extent` says.
     /// A channel that nobody has made holds nothing, and is not made by looking.
-    pub(crate) fn read(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Gone> {
+    pub(crate) fn read(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Gone> {
         let now = self.now();
         self.step(now);
         match self.map.find(name) {
-            Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, limit, now)),
+            Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, extent, now)),
             None => self.look_at_nothing(name, start),
         }
     }
 
     /// The same, as a wait if there is nothing and the stream has not ended: one look at the map serves both.
-    pub(crate) fn read_or_wait(self: &Arc<Self>, name: &str, start: Start, limit: usize) -> Result<Begun, Gone> {
+    pub(crate) fn read_or_wait(self: &Arc<Self>, name: &str, start: Start, extent: Extent) -> Result<Begun, Gone> {
         let now = self.now();
         self.step(now);
         let found = self.map.find(name);
         let reading = match &found {
-            Some(entry) => self.visit(entry, |state| self.look(entry, state, start, limit, now))?,
+            Some(entry) => self.visit(entry, |state| self.look(entry, state, start, extent, now))?,
             None => self.look_at_nothing(name, start)?,
         };
         if !reading.is_empty() || reading.closed {
@@ -116,7 +116,7 @@ impl Registry {
         entry: &Arc<Entry>,
         state: &mut State,
         start: Start,
-        limit: usize,
+        extent: Extent,
         now: u64,
     ) -> Result<Reading, Gone> {
         self.living(entry, state, now);
@@ -133,7 +133,7 @@ impl Registry {
         }
         kept.touched = now;
         self.expire(kept, now);
-        let mut reading = kept.log.read(start, limit)?;
+        let mut reading = kept.log.read(start, extent)?;
         reading.until = kept.special().until;
         Ok(reading)
     }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Error, Limit,
-    engine::{Answer, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
+    engine::{Answer, Extent, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
     faults::Rule,
     sync::{Mutex, assert_unlocked},
 };
@@ -181,7 +181,7 @@ impl Wait {
     }
 
     /// Reads the channel, and parks if there is nothing to read. The task is woken when the channel changes, and at the
-    /// deadline `until`, which is on the registry's clock. `limit` is as for [`Registry::read`]. A wait that has timed
+    /// deadline `until`, which is on the registry's clock. `extent` is as for [`Registry::read`]. A wait that has timed
     /// out can be polled again.
     ///
     /// This reads the clock first, then the log, and checks the deadline last. So a message that is appended just
@@ -190,8 +190,8 @@ impl Wait {
     /// # Panics
     ///
     /// Outside of a tokio runtime with its timer, if it parks with a deadline.
-    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, limit: usize) -> Poll<Ended> {
-        self.poll_by(false, cx, until, limit)
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, extent: Extent) -> Poll<Ended> {
+        self.poll_by(false, cx, until, extent)
     }
 
     /// Like [`poll`](Self::poll), for a caller that knows whether the same task polled last. Then the timer need not be
@@ -201,12 +201,12 @@ impl Wait {
         same_task: bool,
         cx: &mut Context<'_>,
         until: u64,
-        limit: usize,
+        extent: Extent,
     ) -> Poll<Ended> {
         assert_unlocked();
         let this = self.project();
         let waiter = this.waiter;
-        if let Some(ended) = waiter.poll_question(cx) {
+        if let Some(ended) = waiter.poll_question(extent, cx) {
             return Poll::Ready(ended);
         }
         let now = waiter.registry.now();
@@ -214,7 +214,7 @@ impl Wait {
         // wake-up seldom.
         let mut waker = waiter.slot.is_none().then(|| cx.waker().clone());
         loop {
-            match waiter.check(cx.waker(), &mut waker, (until, now), limit) {
+            match waiter.check(cx.waker(), &mut waker, (until, now), extent) {
                 Next::End(ended) => return Poll::Ready(ended),
                 Next::Sleep { until: NEVER, .. } => this.timer.clear(),
                 Next::Sleep { until, again } => this.timer.set(waiter.registry.moment(until), again || same_task, cx),
@@ -232,8 +232,8 @@ impl Wait {
                     continue;
                 }
                 Next::Ask => {
-                    waiter.ask(limit);
-                    if let Some(ended) = waiter.poll_question(cx) {
+                    waiter.ask(extent);
+                    if let Some(ended) = waiter.poll_question(extent, cx) {
                         return Poll::Ready(ended);
                     }
                     continue;
@@ -251,7 +251,7 @@ impl Waiter {
 
     /// Does everything that needs the channel's lock: reads, and parks if there is nothing to read. `waker` is a clone
     /// of the task's waker, if the caller has made one.
-    fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), limit: usize) -> Next {
+    fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), extent: Extent) -> Next {
         // Declared before the lock is taken, so dropped after it is released.
         let (_replaced, _tender);
         let mut state = self.entry.lock();
@@ -262,7 +262,7 @@ impl Waiter {
             // If the engine is unreachable, the channel is not followed, and the wait times out at its own offset.
             _tender = self.registry.follow(&self.entry, &mut state);
         }
-        let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), limit, now) {
+        let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), extent, now) {
             Ok(reading) if reading.is_empty() && !reading.closed => reading,
             Ok(reading) => {
                 // The log keeps the entry in the map, and whatever removes the log vacates the entry. If the list has
@@ -340,21 +340,21 @@ impl Waiter {
     }
 
     /// Starts a read from the remote engine.
-    fn ask(&mut self, limit: usize) {
+    fn ask(&mut self, extent: Extent) {
         let Some(remote) = self.registry.remote().cloned() else { return };
         let (name, place) = (self.entry.name().to_owned(), Place::From(Start::After(self.after)));
-        let answer = async move { remote.read(&name, place, limit, Touch::Yes).await };
+        let answer = async move { remote.read(&name, place, extent.bytes, Touch::Yes).await };
         self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
     }
 
     /// Polls the read from the remote engine. Returns how the wait has ended, if it has.
-    fn poll_question(&mut self, cx: &mut Context<'_>) -> Option<Ended> {
+    fn poll_question(&mut self, extent: Extent, cx: &mut Context<'_>) -> Option<Ended> {
         let question = self.question.as_mut()?;
         let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
         self.question = None;
         match answer {
             Ok(Found::Page(page)) => {
-                let reading = self.registry.reading(page);
+                let reading = self.registry.reading(page, extent);
                 if !reading.is_empty() || reading.closed {
                     return Some(Ended::Read(reading));
                 }

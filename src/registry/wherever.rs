@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Found, Offset, Page, Place, Reading, Start, Touch},
+    engine::{Extent, Found, Offset, Page, Place, Reading, Start, Touch},
     faults::Rule,
 };
 
@@ -67,21 +67,21 @@ impl Registry {
     }
 
     /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
-    pub(crate) async fn read_anywhere(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
-        let Some(remote) = self.remote() else { return self.read(name, start, limit).map_err(Error::Gone) };
-        match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
-            Found::Page(page) => Ok(self.reading(page)),
+    pub(crate) async fn read_anywhere(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
+        let Some(remote) = self.remote() else { return self.read(name, start, extent).map_err(Error::Gone) };
+        match remote.read(name, Place::From(start), extent.bytes, Touch::Yes).await? {
+            Found::Page(page) => Ok(self.reading(page, extent)),
             Found::Nothing(origin) => Ok(Reading::unknown(origin)),
         }
     }
 
     /// The same, for who will wait if there is nothing: the channel is followed then, and what is held of it here is enough.
-    pub(crate) async fn read_and_follow(&self, name: &str, start: Start, limit: usize) -> Result<Reading, Error> {
+    pub(crate) async fn read_and_follow(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
         if self.remote().is_none() {
-            return self.read(name, start, limit).map_err(Error::Gone);
+            return self.read(name, start, extent).map_err(Error::Gone);
         }
         let followed = self.followed(name).await;
-        match self.read(name, start, limit) {
+        match self.read(name, start, extent) {
             // What is held is true even when the engine is out of reach. That there is nothing more may not be.
             Ok(mut reading) if followed.is_ok() || !reading.is_empty() || reading.closed => {
                 reading.up_to_date &= followed.is_ok() || reading.closed;
@@ -91,7 +91,7 @@ impl Registry {
             _ => {}
         }
         let entry = followed?;
-        let reading = self.read_anywhere(name, start, limit).await?;
+        let reading = self.read_anywhere(name, start, extent).await?;
         if reading.up_to_date {
             // A client that was elsewhere before is ahead of what was heard here.
             let mut state = entry.lock();
@@ -108,12 +108,12 @@ impl Registry {
         self: &Arc<Self>,
         name: &str,
         start: Start,
-        limit: usize,
+        extent: Extent,
     ) -> Result<Begun, Error> {
         if self.remote().is_none() {
-            return self.read_or_wait(name, start, limit).map_err(Error::Gone);
+            return self.read_or_wait(name, start, extent).map_err(Error::Gone);
         }
-        let reading = self.read_and_follow(name, start, limit).await?;
+        let reading = self.read_and_follow(name, start, extent).await?;
         if !reading.is_empty() || reading.closed {
             return Ok(Begun::Read(reading));
         }
@@ -151,9 +151,9 @@ impl Registry {
     }
 
     /// What an engine has read, on this registry's clock.
-    pub(super) fn reading(&self, page: Page) -> Reading {
+    pub(super) fn reading(&self, page: Page, extent: Extent) -> Reading {
         let until = page.left.map(|left| ends_in(left, self.now()));
-        let mut reading = page.into_reading(self.usage.responses());
+        let mut reading = page.into_reading(extent, self.usage.responses());
         reading.until = until;
         reading
     }

@@ -33,7 +33,7 @@ use engine::Double;
 const NAME: &str = "/events/news";
 
 /// As much as there is.
-const ALL: usize = usize::MAX;
+const ALL: crate::engine::Extent = crate::engine::Extent { bytes: usize::MAX, whole_characters: false };
 
 /// A registry, and the engine that it follows.
 struct Node {

@@ -34,7 +34,7 @@ use crate::{
 const NAME: &str = "/events/news";
 
 /// As much as there is.
-const ALL: usize = usize::MAX;
+const ALL: crate::engine::Extent = crate::engine::Extent { bytes: usize::MAX, whole_characters: false };
 
 /// Parked, and nobody will wake it.
 const ASLEEP: &str = "asleep";

@@ -17,7 +17,7 @@ fn publish(registry: &Registry, text: &str) -> Offset {
 }
 
 fn read(registry: &Registry, after: Offset) -> Result<Vec<String>, Reason> {
-    registry.read(NAME, Start::After(after), ALL).map(texts).map_err(|gone| gone.reason())
+    registry.read(NAME, Start::After(after), ALL.into()).map(texts).map_err(|gone| gone.reason())
 }
 
 fn aging() -> Retention {
@@ -135,10 +135,10 @@ fn memory_returns_with_traffic_on_other_channels_alone() {
         advance(LINGER).await;
         // Two at each operation, whatever that is about.
         for done in 1..=MANY / 2 {
-            registry.read("/elsewhere", Start::Tail, ALL).unwrap();
+            registry.read("/elsewhere", Start::Tail, ALL.into()).unwrap();
             assert_eq!(usage.channels(), MANY + 1 - 2 * done);
         }
-        registry.read("/elsewhere", Start::Tail, ALL).unwrap();
+        registry.read("/elsewhere", Start::Tail, ALL.into()).unwrap();
         assert_eq!((usage.channels(), usage.history(), usage.waits()), (0, 0, 0));
         assert_eq!(registry.names().count(), 0);
     });

@@ -122,13 +122,13 @@ impl World<'_> {
         let (place, offset) = self.places.iter().nth(place.index(self.places.len())).unwrap();
         let (place, offset) = (*place, *offset);
         self.step();
-        let reading = self.registry.read(NAME, Start::After(offset), limit);
+        let reading = self.registry.read(NAME, Start::After(offset), limit.into());
         self.touch();
         let existed = self.model.log.is_some();
         match (self.model.read(place, limit), reading) {
             (Ok(expected), Ok(reading)) if expected.texts.is_empty() && !expected.closed => {
                 self.came_true("a read that finds nothing");
-                let wait = match self.registry.read_or_wait(NAME, Start::After(offset), limit) {
+                let wait = match self.registry.read_or_wait(NAME, Start::After(offset), limit.into()) {
                     Ok(Begun::Wait(wait)) => Box::pin(wait),
                     _ => panic!("it found nothing just now"),
                 };
@@ -154,7 +154,8 @@ impl World<'_> {
         let waiting = &mut self.waits[index];
         waiting.bell.0.store(false, Relaxed);
         let waker = Waker::from(waiting.bell.clone());
-        let ended = waiting.wait.as_mut().poll(&mut Context::from_waker(&waker), if over { 0 } else { NEVER }, ALL);
+        let ended =
+            waiting.wait.as_mut().poll(&mut Context::from_waker(&waker), if over { 0 } else { NEVER }, ALL.into());
         let place = waiting.place;
         if let Poll::Ready(Ended::Deleted) = ended {
             // It may look at what it was on, which is out of the map, or at what is there now.
@@ -270,7 +271,7 @@ impl World<'_> {
             _ => Start::After(offset),
         };
         let reading = match state.as_ref().and_then(|state| state.log.as_ref()) {
-            Some(kept) => kept.log.read(start, ALL),
+            Some(kept) => kept.log.read(start, ALL.into()),
             None if offset == self.registry.absent_tail(NAME) => Ok(Reading::unknown(offset)),
             None => return Err(Reason::Unknown),
         };
