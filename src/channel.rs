@@ -48,6 +48,11 @@ impl Channel {
         &self.name
     }
 
+    /// Whether this is a channel of this registry.
+    pub(crate) fn is_of(&self, registry: &Arc<Registry>) -> bool {
+        Arc::ptr_eq(&self.registry, registry)
+    }
+
     /// Appends a value as one JSON message, and wakes everybody who waits. Resolves to the offset just after it.
     ///
     /// The value is encoded now; the append is made when the returned future is first polled, and never waits for a
@@ -131,8 +136,8 @@ impl Channel {
 
     /// Publishes under a name of its own, so that nothing is there twice: see [`Producer`].
     ///
-    /// The channel remembers the id. What is also sent over HTTP, or is kept on Redis, has an id of 1 to 255 ASCII characters and an
-    /// epoch of at most 2^53 - 1.
+    /// The channel remembers the id, which must have 1 to 255 characters of visible ASCII. The epoch must be at most 2^53 - 1.
+    /// Otherwise [`Producer::publish`] returns [`Error::Invalid`](crate::Error::Invalid).
     pub fn producer(&self, id: &str, epoch: u64) -> Producer {
         Producer::new(self.clone(), id, epoch)
     }
@@ -159,7 +164,7 @@ impl Channel {
     /// # Ok::<(), Error>(())
     /// ```
     pub fn create(&self, how: impl Into<Create>) -> Change {
-        Change::create(self.registry.clone(), self.name.clone(), how.into().into_creation())
+        Change::create(self.registry.clone(), self.name.clone(), how.into().into_creation(&self.registry))
     }
 
     /// Ends the stream: everybody who waits is told at once, later readers when they reach the end, and nothing

@@ -1,12 +1,15 @@
 //! How a channel is created.
 
 use bytes::Bytes;
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
     Channel, Error, Offset,
     engine::Start,
-    registry::{Creation, Fork, Lifetime},
+    registry::{Creation, Fork, Lifetime, Registry},
 };
 
 /// How a channel is [created](Channel::create): its type, its lifetime, what it begins with.
@@ -32,16 +35,24 @@ use crate::{
 #[must_use = "this says how; `Channel::create` does it"]
 pub struct Create {
     creation: Creation,
-    /// The content type did not parse: `Channel::create` returns the error.
-    malformed: bool,
+    /// The channel that is forked.
+    source: Option<Channel>,
+    /// What `Channel::create` returns instead.
+    invalid: Option<Invalid>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Invalid {
+    MediaType,
+    AtWithoutFork,
 }
 
 impl Create {
     /// A channel of this content type. [`Channel::create`] returns [`Error::MediaType`] if it is malformed.
     pub fn new(content_type: &str) -> Self {
         let content_type = content_type.parse().ok();
-        let malformed = content_type.is_none();
-        Self { creation: Creation { content_type, ..Creation::default() }, malformed }
+        let invalid = content_type.is_none().then_some(Invalid::MediaType);
+        Self { creation: Creation { content_type, ..Creation::default() }, source: None, invalid }
     }
 
     /// A fork: a channel that begins with the messages of another one of the same [`Comet`](crate::Comet), at the same
@@ -56,13 +67,16 @@ impl Create {
     /// [`max_history`](crate::CometBuilder::max_history), with its payload.
     pub fn fork_of(source: &Channel) -> Self {
         let fork = Fork { source: source.name().into(), at: None, part: 0 };
-        Self { creation: Creation { fork: Some(fork), ..Creation::default() }, malformed: false }
+        let creation = Creation { fork: Some(fork), ..Creation::default() };
+        Self { creation, source: Some(source.clone()), invalid: None }
     }
 
-    /// Forks at this offset of the source, instead of at its tail. Has no effect on a channel that is no fork.
+    /// Forks at this offset of the source, instead of at its tail. [`Channel::create`] returns [`Error::Invalid`] for a channel
+    /// that is no fork.
     pub fn at(mut self, offset: Offset) -> Self {
-        if let Some(fork) = &mut self.creation.fork {
-            fork.at = Some(Start::After(offset));
+        match &mut self.creation.fork {
+            Some(fork) => fork.at = Some(Start::After(offset)),
+            None => self.invalid = self.invalid.or(Some(Invalid::AtWithoutFork)),
         }
         self
     }
@@ -94,8 +108,15 @@ impl Create {
         self
     }
 
-    pub(crate) fn into_creation(self) -> Result<Creation, Error> {
-        if self.malformed { Err(Error::MediaType) } else { Ok(self.creation) }
+    pub(crate) fn into_creation(self, registry: &Arc<Registry>) -> Result<Creation, Error> {
+        match (self.invalid, &self.source) {
+            (Some(Invalid::MediaType), _) => Err(Error::MediaType),
+            (Some(Invalid::AtWithoutFork), _) => Err(Error::Invalid("`Create::at` is for forks only")),
+            (None, Some(source)) if !source.is_of(registry) => {
+                Err(Error::Invalid("a fork must be of a channel of the same `Comet`"))
+            }
+            _ => Ok(self.creation),
+        }
     }
 }
 

@@ -22,9 +22,11 @@ type Source = Box<dyn error::Error + Send + Sync>;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The name is empty, longer than
-    /// [`CometBuilder::max_name`](crate::CometBuilder::max_name), or has a control character in it.
+    /// The name is empty, longer than [`CometBuilder::max_name`](crate::CometBuilder::max_name), or has a control character
+    /// in it, or it begins with `/` and has an empty, `.` or `..` segment, which no path of a request decodes to.
     Name,
+    /// An argument is invalid, or two contradict each other. The text says which.
+    Invalid(&'static str),
     /// The pattern is not one: see [`Comet::broadcast`](crate::Comet::broadcast).
     Pattern(Source),
     /// The content type is malformed. It must match the grammar of RFC 9110, section 8.3.1, such as `text/plain; charset=utf-8`,
@@ -90,7 +92,10 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name => f.write_str("the channel's name is empty, too long, or has a control character in it"),
+            Self::Name => f.write_str(
+                "invalid channel name: it is empty, too long, has a control character, or begins with `/` and has an empty, `.` or `..` segment",
+            ),
+            Self::Invalid(what) => f.write_str(what),
             Self::Pattern(_) => f.write_str("the pattern is malformed"),
             Self::MediaType => f.write_str("the content type is malformed: it must be `type/subtype` with optional parameters, and without a comma"),
             Self::Encode(_) => f.write_str("the value could not be written as JSON"),

@@ -23,6 +23,14 @@ pub(crate) fn decode(path: &str) -> Result<Cow<'_, str>, NameError> {
     if path.contains('%') { decode_utf8(path) } else { Ok(Cow::Borrowed(path)) }
 }
 
+/// Returns whether a path can decode to this name, if it looks like one: it begins with `/`.
+pub(crate) fn is_path_or_word(name: &str) -> bool {
+    match name.strip_prefix('/') {
+        None | Some("") => true,
+        Some(path) => !path.split('/').any(|segment| matches!(segment, "" | "." | "..")),
+    }
+}
+
 /// Decodes a segment, or several: what a parameter of a pattern has matched.
 fn decode_segment(segment: &str) -> Result<Cow<'_, str>, NameError> {
     // The decoder below passes malformed escapes through.
@@ -117,6 +125,9 @@ impl Template {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((literal, after)) = rest.split_once('{') {
+            if after.starts_with('{') {
+                return Err(format!("{text:?} has `{{{{`: a brace cannot be escaped here"));
+            }
             let (name, after) = after.split_once('}').ok_or_else(|| format!("{text:?} lacks a `}}`"))?;
             if !pattern.contains(&format!("{{{name}}}")) && !pattern.contains(&format!("{{*{name}}}")) {
                 return Err(format!("{text:?} names a parameter that the pattern does not have: {name:?}"));
@@ -129,6 +140,14 @@ impl Template {
             return Err(format!("{text:?} lacks a `{{`"));
         }
         parts.push(Part::Literal(rest.to_owned()));
+        let example = parts.iter().map(|part| match part {
+            Part::Literal(text) => text,
+            Part::Parameter(_) => "x",
+        });
+        let example: String = example.collect();
+        if example.is_empty() || example.contains(char::is_control) || !is_path_or_word(&example) {
+            return Err(format!("{text:?} makes invalid names, such as {example:?}"));
+        }
         Ok(Self(parts))
     }
 

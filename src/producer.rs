@@ -47,7 +47,8 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// As for [`Channel::publish`]; [`Error::Fenced`] if a later epoch has taken over, [`Error::Gap`] if the channel does not
+    /// As for [`Channel::publish`]; [`Error::Invalid`] if the id or the epoch is invalid: see [`Channel::producer`];
+    /// [`Error::Fenced`] if a later epoch has taken over, [`Error::Gap`] if the channel does not
     /// remember the messages before this one: it was made anew, or too many others have published since.
     ///
     /// On Redis also [`Error::Unreachable`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
@@ -66,7 +67,7 @@ impl Producer {
     }
 
     async fn send(&mut self, change: Change) -> Result<Offset, Error> {
-        let stamp = Stamp { id: self.id.clone(), epoch: self.epoch, seq: self.next };
+        let stamp = Stamp::new(self.id.clone(), self.epoch, self.next).map_err(Error::Invalid)?;
         // Set for as long as it is on its way, as this may be dropped there.
         let before = std::mem::replace(&mut self.sent, true);
         let done = change.stamped(stamp, before).await;

@@ -90,6 +90,10 @@ impl Route {
     /// let room = comet.channel("room:42");
     /// # let _ = (layer, room);
     /// ```
+    ///
+    /// Two requests have one channel if their names are equal, so separate parameters by a character that no parameter
+    /// contains: `{a}-{b}` makes `x-y-z` of the paths `x-y/z` and `x/y-z`. A `/` is safe, because a parameter of one segment
+    /// has none. A template that can only make invalid names is refused by [`CometLayer::route`](crate::CometLayer::route).
     pub fn channel(mut self, template: impl Into<String>) -> Self {
         self.channel = Some(template.into());
         self

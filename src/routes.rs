@@ -53,6 +53,11 @@ impl Routes {
         if !pattern.starts_with('/') {
             return Err(RouteError::new(pattern, "a pattern begins with `/`"));
         }
+        if let Some(old) = pattern.split('/').find(|segment| segment.starts_with([':', '*', '<'])) {
+            let name = old.trim_matches([':', '*', '<', '>']);
+            let now = if old.starts_with('*') { format!("{{*{name}}}") } else { format!("{{{name}}}") };
+            return Err(RouteError::new(pattern, format!("`{old}` is the syntax of other routers: write `{now}`")));
+        }
         let template = match &route.channel {
             None => None,
             Some(text) => Some(Template::parse(text, pattern).map_err(|reason| RouteError::new(pattern, reason))?),

@@ -12,6 +12,25 @@ pub(crate) struct Stamp {
     pub(crate) seq: u64,
 }
 
+impl Stamp {
+    /// The longest id, in bytes: the channel keeps it.
+    const ID: usize = 255;
+
+    /// The largest integer that every client can count to, and Lua on Redis: 2^53 - 1.
+    pub(crate) const MOST: u64 = (1 << 53) - 1;
+
+    /// Returns the stamp, or what is wrong with it.
+    pub(crate) fn new(id: Arc<str>, epoch: u64, seq: u64) -> Result<Self, &'static str> {
+        if !(1..=Self::ID).contains(&id.len()) || !id.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) {
+            return Err("a producer's id must have 1 to 255 characters of visible ASCII");
+        }
+        if epoch > Self::MOST || seq > Self::MOST {
+            return Err("a producer's epoch and sequence number must be at most 2^53 - 1");
+        }
+        Ok(Self { id, epoch, seq })
+    }
+}
+
 /// What is to be done with a stamped append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {

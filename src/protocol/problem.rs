@@ -105,6 +105,14 @@ impl Problem {
         problem
     }
 
+    /// A hook has granted a name that no channel can have. Without the name, which may contain secrets.
+    pub(super) fn invalid_grant() -> Self {
+        let detail = "the server granted access to a channel whose name is invalid";
+        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "invalid-grant", detail);
+        problem.outcome = Outcome::Failed;
+        problem
+    }
+
     /// Without the panic's payload, which may contain secrets.
     pub(super) fn hook_panicked() -> Self {
         let detail = "the server failed to decide whether this request is allowed";
@@ -232,7 +240,9 @@ impl From<Error> for Problem {
                 );
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "uncertain", detail).refused()
             }
-            Error::Pattern(_) | Error::MediaType | Error::Encode(_) => Self::bad_request("malformed", detail),
+            Error::Invalid(_) | Error::Pattern(_) | Error::MediaType | Error::Encode(_) => {
+                Self::bad_request("malformed", detail)
+            }
         }
     }
 }

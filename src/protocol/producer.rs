@@ -5,12 +5,6 @@ use http::{HeaderMap, HeaderName};
 use super::{headers, problem::Problem};
 use crate::engine::Stamp;
 
-/// The largest integer that every client can count to: 2^53 - 1.
-const MOST: u64 = (1 << 53) - 1;
-
-/// The longest id: the channel keeps it.
-const ID_LEN: usize = 255;
-
 /// All three headers, or none.
 pub(super) fn parse(map: &HeaderMap) -> Result<Option<Stamp>, Problem> {
     let id = map.get(headers::PRODUCER_ID);
@@ -22,17 +16,16 @@ pub(super) fn parse(map: &HeaderMap) -> Result<Option<Stamp>, Problem> {
             Err(bad("`Producer-Id`, `Producer-Epoch` and `Producer-Seq` go together"))
         };
     };
-    let id = id.to_str().ok().filter(|id| (1..=ID_LEN).contains(&id.len()));
-    let id = id.ok_or_else(|| bad("`Producer-Id` is 1 to 255 characters of ASCII"))?;
+    let id = id.to_str().map_err(|_| bad("`Producer-Id` is not ASCII"))?;
     let (epoch, seq) = (number(map, &headers::PRODUCER_EPOCH)?, number(map, &headers::PRODUCER_SEQ)?);
-    Ok(Some(Stamp { id: id.into(), epoch, seq }))
+    Stamp::new(id.into(), epoch, seq).map(Some).map_err(bad)
 }
 
 fn number(map: &HeaderMap, name: &HeaderName) -> Result<u64, Problem> {
     let text = map.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.parse().ok().filter(|number| digits && *number <= MOST);
-    number.ok_or_else(|| bad("`Producer-Epoch` and `Producer-Seq` are digits, at most 2^53 - 1"))
+    let number = text.parse().ok().filter(|_| digits);
+    number.ok_or_else(|| bad("`Producer-Epoch` and `Producer-Seq` must be digits, at most 2^53 - 1"))
 }
 
 fn bad(detail: &'static str) -> Problem {
@@ -57,7 +50,7 @@ mod tests {
             parse(&map).map(|stamp| stamp.map(|stamp| (stamp.epoch, stamp.seq))).map_err(drop)
         };
         assert_eq!(parsed(None, None, None), Ok(None));
-        assert_eq!(parsed(Some("a"), Some("0"), Some("9007199254740991")), Ok(Some((0, MOST))));
+        assert_eq!(parsed(Some("a"), Some("0"), Some("9007199254740991")), Ok(Some((0, Stamp::MOST))));
         let long = "x".repeat(256);
         for (id, epoch, seq) in [
             (Some("a"), None, None),
@@ -89,7 +82,7 @@ mod tests {
             if let Ok(Some(stamp)) = parse(&map) {
                 prop_assert_eq!(stamp.id.as_bytes(), &id[..]);
                 for (number, text) in [(stamp.epoch, &epoch), (stamp.seq, &seq)] {
-                    prop_assert!(number <= MOST);
+                    prop_assert!(number <= Stamp::MOST);
                     let zeros = if number == 0 { text.len() - 1 } else { text.len() - text.trim_start_matches('0').len() };
                     prop_assert_eq!(&number.to_string(), &text[zeros..]);
                 }

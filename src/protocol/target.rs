@@ -91,7 +91,7 @@ impl Target<'_> {
             if granted.as_ref().is_some_and(|granted| *granted != channel) {
                 return Err(Denied::forbidden().into());
             }
-            self.registry.check_name(&channel)?;
+            self.registry.check_name(&channel).map_err(|_| Problem::invalid_grant())?;
             granted = Some(channel);
         }
         self.name = granted.unwrap_or(self.name);

@@ -77,6 +77,7 @@ use crate::{
     Error,
     engine::{MediaType, Remote, Retention},
     faults::Faults,
+    name::is_path_or_word,
 };
 use absent::Endings;
 use closing::Closing;
@@ -175,7 +176,7 @@ impl Registry {
         } else {
             name.chars().any(char::is_control)
         };
-        if name.is_empty() || name.len() > self.limits.name || controls {
+        if name.is_empty() || name.len() > self.limits.name || controls || !is_path_or_word(name) {
             return Err(Error::Name);
         }
         Ok(())
