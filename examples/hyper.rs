@@ -40,7 +40,14 @@ use std::{
     thread,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    time::{sleep, timeout},
+};
 use tower::{Layer, service_fn};
 use tower_comet::{Channel, Comet, CometLayer, Route};
 
@@ -58,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let server = Builder::new(TokioExecutor::new());
     let graceful = GracefulShutdown::new();
-    let mut closed = pin!(comet.close_on(tokio::signal::ctrl_c()));
+    let mut closed = pin!(comet.close_on(stopped()));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -77,8 +84,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     drop(listener);
-    graceful.shutdown().await;
+    // A client that has sent half a request must not hold the shutdown up.
+    let _ = timeout(Duration::from_secs(10), graceful.shutdown()).await;
     Ok(())
+}
+
+/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
+async fn stopped() {
+    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
 }
 
 /// The application: whatever is on no route of the layer.

@@ -55,13 +55,21 @@ use serde_json::json;
 use std::{
     env,
     error::Error,
+    future::IntoFuture,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    time::sleep,
+};
 use tower_comet::{Channel, Comet, CometLayer, Route};
 
 #[tokio::main]
@@ -75,8 +83,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(comet.close_on(tokio::signal::ctrl_c())).await?;
+    let server = axum::serve(listener, app).with_graceful_shutdown(comet.close_on(stopped()));
+    tokio::select! {
+        ended = server.into_future() => ended?,
+        () = late() => {}
+    }
     Ok(())
+}
+
+/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
+async fn stopped() {
+    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+}
+
+/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
+async fn late() {
+    stopped().await;
+    sleep(Duration::from_secs(10)).await;
 }
 
 #[derive(Clone)]

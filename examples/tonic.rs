@@ -32,8 +32,16 @@
 //! Ctrl-C answers everybody who waits, ends the watches, and the server is gone at once.
 
 use axum::{Router, extract::State, http::StatusCode, routing::put};
-use std::{env, error::Error, sync::Arc};
-use tokio::{net::TcpListener, sync::Mutex};
+use std::{env, error::Error, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    sync::Mutex,
+    time::sleep,
+};
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -61,8 +69,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(env::var("LISTEN").as_deref().unwrap_or("127.0.0.1:3000")).await?;
     println!("listening on http://{}", listener.local_addr()?);
 
-    let closed = comet.close_on(tokio::signal::ctrl_c());
-    Server::builder()
+    let closed = comet.close_on(stopped());
+    let server = Server::builder()
         .accept_http1(true)
         .layer(layer)
         .add_routes(Routes::from(inside))
@@ -70,9 +78,27 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), async move {
             closed.await;
             status.end().await;
-        })
-        .await?;
+        });
+    tokio::select! {
+        ended = server => ended?,
+        () = late() => {}
+    }
     Ok(())
+}
+
+/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
+async fn stopped() {
+    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+}
+
+/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
+async fn late() {
+    stopped().await;
+    sleep(Duration::from_secs(10)).await;
 }
 
 /// `PUT /status`

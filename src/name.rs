@@ -5,8 +5,27 @@ use matchit::Params;
 use percent_encoding::percent_decode_str;
 use std::{borrow::Cow, fmt};
 
+/// How an encoded `/` in a path is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slashes {
+    /// The path is refused.
+    Refused,
+    /// It stays encoded in the name, and so does `%`, so that no two paths have one name.
+    Escaped,
+}
+
+impl Slashes {
+    /// Encodes `%2F` and `%25` once more, so that decoding leaves them as they are, in upper case.
+    fn keep(self, text: &str) -> Cow<'_, str> {
+        if self == Self::Refused || !text.contains('%') {
+            return Cow::Borrowed(text);
+        }
+        Cow::Owned(text.replace("%25", "%2525").replace("%2F", "%252F").replace("%2f", "%252F"))
+    }
+}
+
 /// Decodes a path. What two readers could understand differently is refused rather than mended.
-pub(crate) fn decode(path: &str) -> Result<Cow<'_, str>, NameError> {
+pub(crate) fn decode(path: &str, slashes: Slashes) -> Result<Cow<'_, str>, NameError> {
     if path != "/" {
         // As most paths are.
         let plain = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~');
@@ -14,13 +33,13 @@ pub(crate) fn decode(path: &str) -> Result<Cow<'_, str>, NameError> {
             if !segment.is_empty() && segment.as_bytes().iter().all(plain) {
                 continue;
             }
-            let segment = decode_segment(segment)?;
+            let segment = decode_segment(segment, slashes)?;
             if matches!(&*segment, "" | "." | "..") {
                 return Err(NameError::Segment);
             }
         }
     }
-    if path.contains('%') { decode_utf8(path) } else { Ok(Cow::Borrowed(path)) }
+    if path.contains('%') { decode_utf8(slashes.keep(path)) } else { Ok(Cow::Borrowed(path)) }
 }
 
 /// Returns whether a path can decode to this name, if it looks like one: it begins with `/`.
@@ -32,13 +51,13 @@ pub(crate) fn is_path_or_word(name: &str) -> bool {
 }
 
 /// Decodes a segment, or several: what a parameter of a pattern has matched.
-fn decode_segment(segment: &str) -> Result<Cow<'_, str>, NameError> {
+fn decode_segment(segment: &str, slashes: Slashes) -> Result<Cow<'_, str>, NameError> {
     // The decoder below passes malformed escapes through.
     let mut escapes = segment.split('%').skip(1);
     if !escapes.all(|rest| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)) {
         return Err(NameError::Escape);
     }
-    let decoded = decode_utf8(segment)?;
+    let decoded = decode_utf8(slashes.keep(segment))?;
     if decoded.matches('/').count() != segment.matches('/').count() {
         return Err(NameError::Slash);
     }
@@ -48,8 +67,14 @@ fn decode_segment(segment: &str) -> Result<Cow<'_, str>, NameError> {
     Ok(decoded)
 }
 
-fn decode_utf8(text: &str) -> Result<Cow<'_, str>, NameError> {
-    percent_decode_str(text).decode_utf8().map_err(|_| NameError::Utf8)
+fn decode_utf8(text: Cow<'_, str>) -> Result<Cow<'_, str>, NameError> {
+    match text {
+        Cow::Borrowed(text) => percent_decode_str(text).decode_utf8().map_err(|_| NameError::Utf8),
+        Cow::Owned(text) => {
+            let decoded = percent_decode_str(&text).decode_utf8().map_err(|_| NameError::Utf8)?;
+            Ok(Cow::Owned(decoded.into_owned()))
+        }
+    }
 }
 
 /// A path that a client sends in a header, such as `Stream-Forked-From`. The channel's name and the URI that a hook sees are
@@ -151,12 +176,12 @@ impl Template {
         Ok(Self(parts))
     }
 
-    pub(crate) fn fill(&self, params: &Params<'_, '_>) -> Result<String, NameError> {
+    pub(crate) fn fill(&self, params: &Params<'_, '_>, slashes: Slashes) -> Result<String, NameError> {
         let mut name = String::new();
         for part in &self.0 {
             match part {
                 Part::Literal(text) => name.push_str(text),
-                Part::Parameter(key) => name.push_str(&decode_segment(params.get(key).unwrap_or_default())?),
+                Part::Parameter(key) => name.push_str(&decode_segment(params.get(key).unwrap_or_default(), slashes)?),
             }
         }
         Ok(name)
@@ -185,7 +210,36 @@ mod tests {
             ("/...", "/..."),
             ("/", "/"),
         ] {
-            assert_eq!(decode(path).as_deref(), Ok(name), "{path}");
+            assert_eq!(decode(path, Slashes::Refused).as_deref(), Ok(name), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_escaped_slash_stays_escaped_and_no_two_paths_have_one_name() {
+        for (path, name) in [
+            ("/runs/a%2Fb", "/runs/a%2Fb"),
+            ("/runs/a%2fb%20c", "/runs/a%2Fb c"),
+            ("/runs/a%252Fb", "/runs/a%252Fb"),
+            ("/runs/100%25", "/runs/100%25"),
+            ("/runs/plain%7E", "/runs/plain~"),
+        ] {
+            assert_eq!(decode(path, Slashes::Escaped).as_deref(), Ok(name), "{path}");
+        }
+        for path in ["/a%2", "/%00", "/%FF", "/a//b", "/%2e%2e/b"] {
+            assert!(decode(path, Slashes::Escaped).is_err(), "{path}");
+        }
+    }
+
+    proptest! {
+        /// A path is a text with each of its bytes encoded or not. Two of one name are two spellings of one text.
+        #[test]
+        fn names_with_escaped_slashes_are_one_to_one(
+            a in "(/[ab](a|b|%2F|%2f|%25|%41){0,4}){1,2}",
+            b in "(/[ab](a|b|%2F|%2f|%25|%41){0,4}){1,2}",
+        ) {
+            let spelled = |path: &str| path.replace("%2f", "%2F").replace("%41", "A");
+            let (one, other) = (decode(&a, Slashes::Escaped).unwrap(), decode(&b, Slashes::Escaped).unwrap());
+            prop_assert_eq!(one == other, spelled(&a) == spelled(&b), "{} {}", a, b);
         }
     }
 
@@ -210,7 +264,7 @@ mod tests {
             ("/a/../b", NameError::Segment),
             ("/a/%2e%2E/b", NameError::Segment),
         ] {
-            assert_eq!(decode(path), Err(error), "{path}");
+            assert_eq!(decode(path, Slashes::Refused), Err(error), "{path}");
         }
     }
 
@@ -311,7 +365,7 @@ mod tests {
 
         #[test]
         fn a_decoded_name_has_the_segments_of_its_path(path in "/[a-z%/.2eEfF0-9]{0,24}") {
-            if let Ok(name) = decode(&path) {
+            if let Ok(name) = decode(&path, Slashes::Refused) {
                 prop_assert_eq!(name.matches('/').count(), path.matches('/').count());
                 prop_assert!(!name.chars().any(char::is_control));
             }

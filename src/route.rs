@@ -3,7 +3,7 @@
 use http::{Method, request::Parts};
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{Action, Authorize, access::Gate, engine::MediaType, protocol::Clients};
+use crate::{Action, Authorize, access::Gate, engine::MediaType, name::Slashes, protocol::Clients};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -40,6 +40,7 @@ pub struct Route {
     pub(crate) body_timeout: Duration,
     pub(crate) hook_timeout: Duration,
     pub(crate) channel: Option<String>,
+    pub(crate) slashes: Slashes,
     /// `Shut` if the route names no readers. Then the layer's hook applies.
     pub(crate) read: Gate,
     pub(crate) append: Gate,
@@ -61,6 +62,7 @@ impl Route {
             body_timeout: Duration::from_secs(10),
             hook_timeout: Duration::from_secs(10),
             channel: None,
+            slashes: Slashes::Refused,
             read: Gate::Shut,
             append: Gate::Shut,
             create: Gate::Shut,
@@ -96,6 +98,32 @@ impl Route {
     /// has none. A template that can only make invalid names is refused by [`CometLayer::route`](crate::CometLayer::route).
     pub fn channel(mut self, template: impl Into<String>) -> Self {
         self.channel = Some(template.into());
+        self
+    }
+
+    /// Accepts an encoded `/` (`%2F`) in a parameter. It stays encoded in the channel's name, in upper case, and so does an
+    /// encoded `%`, so that different paths have different names. By default a path with `%2F` is refused with 400, because
+    /// proxies and frameworks disagree on what it means: some decode it, and take it for a separator.
+    ///
+    /// The same applies to sources of forks on this route. In process, the name is the encoded one.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// use axum::{body::{Body, to_bytes}, http::Request};
+    /// use tower::ServiceExt;
+    /// use tower_comet::{Comet, CometLayer, Route};
+    ///
+    /// let comet = Comet::new();
+    /// comet.channel("/runs/chat%2F42").publish("hello").await?;
+    /// let runs = CometLayer::new(comet).route("/runs/{run}", Route::new().read_by_anyone().escaped_slashes()).into_service();
+    ///
+    /// let response = runs.oneshot(Request::get("/runs/chat%2f42?offset=-1").body(Body::empty())?).await?;
+    /// assert_eq!(&to_bytes(Body::new(response.into_body()), 100).await?[..], br#"["hello"]"#);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn escaped_slashes(mut self) -> Self {
+        self.slashes = Slashes::Escaped;
         self
     }
 

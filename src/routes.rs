@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use crate::{
     Comet, Route, RouteError,
     access::Gate,
-    name::{self, NameError, Template},
+    name::{self, NameError, Slashes, Template},
     registry::Registry,
 };
 
@@ -128,12 +128,14 @@ impl Routes {
             let mounted = &self.mounted[*found.value];
             let fixed = mounted.pattern.split('{').next().unwrap_or_default();
             let first = path.strip_prefix(fixed).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-            name::decode(first).is_ok_and(|first| first == "__ds")
+            name::decode(first, Slashes::Refused).is_ok_and(|first| first == "__ds")
         })
     }
 
     fn name(&self, path: &str, found: &Match<'_, '_, &usize>) -> Result<String, NameError> {
-        let decoded = name::decode(path)?;
+        let mounted = &self.mounted[*found.value];
+        let slashes = mounted.route.slashes;
+        let decoded = name::decode(path, slashes)?;
         // `/rooms/42/%70rivate` must not come in by an open `/rooms/{*rest}` and be read as the
         // guarded `/rooms/{room}/private`: both spellings have to belong to one route.
         if let Cow::Owned(decoded) = &decoded {
@@ -141,9 +143,9 @@ impl Routes {
                 return Err(NameError::Ambiguous);
             }
         }
-        match &self.mounted[*found.value].template {
+        match &mounted.template {
             None => Ok(decoded.into_owned()),
-            Some(template) => template.fill(&found.params),
+            Some(template) => template.fill(&found.params, slashes),
         }
     }
 }

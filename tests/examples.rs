@@ -9,10 +9,17 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use std::{env, fs, future::Future, net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    env, fs,
+    future::Future,
+    net::SocketAddr,
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 use support::{Client, Seen, get, post, request};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
     task::JoinHandle,
     time::timeout,
@@ -326,6 +333,21 @@ fn no_example_is_without_a_test() {
     }
 }
 
+#[tokio::test]
+async fn half_a_request_holds_a_shutdown_up_for_ten_seconds_at_most() {
+    for signal in ["-INT", "-TERM"] {
+        let mut chat = Example::start("chat").await;
+        let mut half = tokio::net::TcpStream::connect(chat.addr).await.expect("a connection");
+        half.write_all(b"GET /lobby HTTP/1.1\r\nhost:").await.expect("half a head");
+        // The server has accepted it: a later connection was.
+        assert_eq!(chat.send(get("/lobby")).await.status.as_u16(), 200);
+        let pid = chat.process.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().await.expect("kill").success());
+        let ended = timeout(Duration::from_secs(20), chat.process.wait()).await.expect("an end").expect("a status");
+        assert!(ended.success(), "{signal}: {ended}");
+    }
+}
+
 /// A running example.
 struct Example {
     addr: SocketAddr,
@@ -383,8 +405,11 @@ impl Example {
         soon(Client::http1(self.addr).await.send(request)).await.expect("an answer")
     }
 
-    /// Ctrl-C, with a request parked: it is answered, and the process is gone at once, and says that all is well.
+    /// Sends a signal while a request is parked: the request is answered, and the process ends at once with success.
     async fn stop_with(mut self, wait: Request<Full<Bytes>>) {
+        // Ctrl-C for some, and for others what service managers send.
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let signal = ["-INT", "-TERM"][NEXT.fetch_add(1, Relaxed) % 2];
         let mut short = wait.clone();
         *short.uri_mut() = format!("{}&timeout=0.2", wait.uri()).parse().expect("a path");
         let parked = tokio::spawn(Client::http1(self.addr).await.send(wait));
@@ -393,7 +418,7 @@ impl Example {
         assert!(!parked.is_finished());
 
         let pid = self.process.id().expect("it runs").to_string();
-        let sent = Command::new("kill").args(["-INT", &pid]).status().await.expect("kill");
+        let sent = Command::new("kill").args([signal, &pid]).status().await.expect("kill");
         assert!(sent.success());
         let ended = timeout(Duration::from_secs(2), self.process.wait()).await.expect("gone at once").expect("an end");
         assert!(ended.success(), "{ended}");

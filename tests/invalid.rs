@@ -75,11 +75,9 @@ fn patterns_and_templates_of_other_kinds_are_refused_with_advice() {
         let route = template.map_or(route.clone(), |template| route.channel(template));
         CometLayer::new(Comet::new()).try_route(pattern, route).map(drop).map_err(|error| error.to_string())
     };
-    for (pattern, advice) in [
-        ("/rooms/:room", "`{room}`"),
-        ("/files/*rest", "`{*rest}`"),
-        ("/rooms/<room>/x", "`{room}`"),
-    ] {
+    for (pattern, advice) in
+        [("/rooms/:room", "`{room}`"), ("/files/*rest", "`{*rest}`"), ("/rooms/<room>/x", "`{room}`")]
+    {
         assert!(try_route(pattern, None).unwrap_err().contains(advice), "{pattern}");
     }
     for (template, advice) in [

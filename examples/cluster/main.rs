@@ -38,13 +38,22 @@ use serde::{Deserialize, Serialize};
 use std::{
     env,
     error::Error,
+    future::IntoFuture,
     io::{self, stdin},
     net::SocketAddr,
     sync::Arc,
     thread,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    sync::Notify,
+    time::sleep,
+};
 use tower_comet::{Comet, CometLayer, Route};
 
 /// How long Redis is away when it is restarted: shorter than a wait.
@@ -106,7 +115,26 @@ async fn serve(listener: TcpListener, comet: Comet, restart: Arc<Notify>) -> io:
         .route("/cluster/restart", post(async move || restart.notify_one()))
         .layer(DefaultBodyLimit::max(64 * 1024))
         .with_state(comet.clone());
-    axum::serve(listener, app).with_graceful_shutdown(comet.close_on(tokio::signal::ctrl_c())).await
+    let server = axum::serve(listener, app).with_graceful_shutdown(comet.close_on(stopped()));
+    tokio::select! {
+        ended = server.into_future() => ended,
+        () = late() => Ok(()),
+    }
+}
+
+/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
+async fn stopped() {
+    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    tokio::select! {
+        _ = ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+}
+
+/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
+async fn late() {
+    stopped().await;
+    sleep(Duration::from_secs(10)).await;
 }
 
 #[derive(Deserialize)]

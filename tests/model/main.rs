@@ -272,7 +272,8 @@ impl World<'_> {
             format!("event: data\nid:{offset}\ndata:{}\n\n", kind.text(&content))
         };
         let text = String::from_utf8(text).expect("text");
-        let control = text.strip_prefix(&*data).and_then(|rest| rest.strip_prefix("event: control\ndata:"));
+        let events = text.strip_prefix("retry:").and_then(|text| text.split_once("\n\n")).map(|(_, events)| events);
+        let control = events.and_then(|events| events.strip_prefix(&*data)?.strip_prefix("event: control\ndata:"));
         let control = control.and_then(|rest| rest.strip_suffix(&format!("\nid:{offset}\n\n")));
         let control: serde_json::Value =
             serde_json::from_str(control.unwrap_or_else(|| panic!("{label}: {text}"))).expect(&label);
