@@ -34,13 +34,14 @@ pub(crate) struct Stored {
     /// count as those of responses until the last response releases them.
     logs: AtomicUsize,
     counter: Arc<ResponseBytes>,
-    /// No response held it when the last log dropped it, so it was never counted.
-    unshared: bool,
 }
+
+/// In place of the number of logs: no response held it when the last log dropped it, so it was never counted.
+const UNSHARED: usize = usize::MAX;
 
 impl Stored {
     fn new(bytes: Bytes, logs: usize, counter: &Arc<ResponseBytes>) -> Self {
-        Self { bytes, logs: AtomicUsize::new(logs), counter: Arc::clone(counter), unshared: false }
+        Self { bytes, logs: AtomicUsize::new(logs), counter: Arc::clone(counter) }
     }
 
     /// Bytes that were made for a response and that no log keeps.
@@ -72,7 +73,7 @@ impl Stored {
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        if !self.unshared {
+        if *self.logs.get_mut() != UNSHARED {
             // The last log counted it when it dropped it.
             self.counter.0.fetch_sub(self.size(), Relaxed);
         }
@@ -120,7 +121,7 @@ impl Clone for Logged {
 impl Drop for Logged {
     fn drop(&mut self) {
         if let Some(stored) = Arc::get_mut(&mut self.0) {
-            stored.unshared = true;
+            *stored.logs.get_mut() = UNSHARED;
         } else if self.0.logs.fetch_sub(1, AcqRel) == 1 {
             // Before the reference goes: if it is the last one, `Stored` takes this off again.
             self.0.count();
