@@ -72,7 +72,8 @@ impl Redis {
         script.arg(self.keys.topic(name)).arg(creation.content_type.as_deref().unwrap_or_default());
         match creation.lifetime.unwrap_or_default() {
             Lifetime::Unbounded => script.arg("").arg(""),
-            Lifetime::Idle(window) => script.arg(millis(window)).arg(""),
+            // All digits: the script caps what Lua cannot count.
+            Lifetime::Idle(window) => script.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)).arg(""),
             Lifetime::Until(end) => script.arg("").arg(millis(end.duration_since(UNIX_EPOCH).unwrap_or_default())),
         };
         script.arg(u8::from(creation.closed));

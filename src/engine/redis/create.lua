@@ -14,7 +14,7 @@ end
 
 local it = load(meta)
 if it then
-  local lives = (it.ttl or '') == (tonumber(ttl) or '') and (it.till or '') == (tonumber(till) or '')
+  local lives = idle_of(it) == ttl and (it.till or '') == (tonumber(till) or '')
   -- A fork may leave its type and its lifetime to its source.
   local left = fork ~= '' and ttl == '' and till == ''
   local same = not it.buried and (media_type == '' or essence(it.type) == essence(media_type)) and (lives or left)
@@ -42,12 +42,13 @@ if fork ~= '' then
   if media_type ~= '' and essence(media_type) ~= essence(source.type) then return { 'type', source.type } end
   media_type = source.type
   if ttl == '' and till == '' then
-    ttl, till = source.ttl and text(source.ttl) or '', source.till and text(source.till) or ''
+    ttl, till = idle_of(source), source.till and text(source.till) or ''
   end
 end
 
 it = make(meta, media_type, tag, own, true, false)
-it.ttl, it.till, it.closed = tonumber(ttl), tonumber(till), closed
+set_idle(it, ttl)
+it.till, it.closed = tonumber(till), closed
 save_all(it)
 redis.call('PUBLISH', topic, 'made')
 if source then

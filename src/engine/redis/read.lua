@@ -66,5 +66,5 @@ local left = ''
 if it.till then left = text(math.max(it.till - now, 0)) end
 return {
   'found', reason, it.type, text(it.tag), it.closed and '1' or '0', text(it.tail), it.low, text(it.floor), it.floorlow,
-  it.ttl and text(it.ttl) or '', it.till and text(it.till) or '', left, text(it.tail - it.floor), it.born, text(from), fromlow, found,
+  idle_of(it), it.till and text(it.till) or '', left, text(it.tail - it.floor), it.born, text(from), fromlow, found,
 }

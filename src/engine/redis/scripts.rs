@@ -26,10 +26,11 @@ impl Scripts {
         let bounds = bounds(kept);
         let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
         let common = include_str!("common.lua");
+        let lifetime = include_str!("lifetime.lua");
         Self {
             append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
-            read: script(&[common, include_str!("read.lua")]),
-            create: script(&[common, include_str!("create.lua")]),
+            read: script(&[common, lifetime, include_str!("read.lua")]),
+            create: script(&[common, lifetime, include_str!("create.lua")]),
             delete: script(&[common, include_str!("delete.lua")]),
             compare: script(&[common, include_str!("compare.lua")]),
         }
