@@ -81,8 +81,10 @@ impl Create {
         self
     }
 
-    /// Ends the channel's life when nobody has read, waited on or written it for so long. Clients are told it in whole seconds. Of this
-    /// and [`until`](Self::until), the last that is said counts; by default a channel has neither, and stays.
+    /// Deletes the channel when it has not been read, waited on or written for this long. Clients receive it as `Stream-TTL`, in whole
+    /// seconds. Replaces [`until`](Self::until). By default a channel has no lifetime.
+    ///
+    /// On Redis, a channel whose lifetime is less than 100 ms can expire although it has a waiter.
     pub fn idle(mut self, window: Duration) -> Self {
         self.creation.lifetime = Some(Lifetime::Idle(window));
         self

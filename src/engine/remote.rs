@@ -41,7 +41,8 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// What there is; [`Error::Gone`] if the place is none.
     fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found>;
 
-    /// Compares what is held of channels with what there is, in this order: much cheaper than to read them one by one.
+    /// Compares cached entries of channels with their logs, in this order: much cheaper than reading them one by one.
+    /// Renews idle lifetimes as a read with the same [`Touch`] does.
     fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>>;
 
     /// The names of all channels.
@@ -116,7 +117,7 @@ pub(crate) struct Held<'a> {
     pub(crate) tail: Offset,
     pub(crate) made: bool,
     pub(crate) closed: bool,
-    /// Whether somebody waits on it.
+    /// Whether this keeps an idle channel alive.
     pub(crate) touch: Touch,
 }
 

@@ -16,8 +16,10 @@ use crate::{engine::Remote, faults::Rule};
 const READS: usize = 64;
 
 /// How many channels are compared in one request, and how many of those are under way: the engine does nothing else meanwhile.
+/// A channel with an idle lifetime counts as `IDLE` channels, because renewing the lifetime takes so much longer.
 const COMPARED: usize = 256;
 const COMPARES: usize = 4;
+const IDLE: usize = 8;
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -27,6 +29,8 @@ pub(super) struct Backlog {
     to_confirm: VecDeque<Arc<Entry>>,
     /// To be read, in this order.
     pub(super) to_read: VecDeque<Arc<Entry>>,
+    /// To be compared before all others, because that renews their idle lifetimes.
+    pub(super) to_renew: VecDeque<Arc<Entry>>,
     /// To be compared, when there is nothing else.
     pub(super) to_compare: VecDeque<Arc<Entry>>,
     reads: FuturesUnordered<Work<()>>,
@@ -40,17 +44,15 @@ impl Backlog {
         if !registry.faults.keep(Rule::Order) {
             return;
         }
-        let (was_live, is_idle) = {
-            let state = entry.lock();
-            let Some(follow) = &state.follow else { return };
-            (follow.known, follow.idle.is_some())
+        let was_live = match &entry.lock().follow {
+            Some(follow) => follow.known,
+            None => return,
         };
         if was_live && !registry.faults.keep(Rule::ReadAgain) {
             return Registry::assume(&entry);
         }
-        // The cached entries are probably complete. But if the engine expires the channel when it is idle, reading it
-        // also prevents that.
-        let queue = if was_live && !is_idle { &mut self.to_confirm } else { &mut self.to_read };
+        // If it was live, the cached entries are probably complete.
+        let queue = if was_live { &mut self.to_confirm } else { &mut self.to_read };
         queue.push_back(entry);
     }
 
@@ -95,7 +97,13 @@ impl Backlog {
         let before = self.compares.len();
         while self.compares.len() < COMPARES {
             let (registry, remote) = (registry.clone(), remote.clone());
-            if !self.to_confirm.is_empty() {
+            if !self.to_renew.is_empty() {
+                let entries = first(&mut self.to_renew);
+                self.compares.push(Box::pin(async move {
+                    registry.compare(&*remote, entries).await;
+                    Vec::new()
+                }));
+            } else if !self.to_confirm.is_empty() {
                 let entries = first(&mut self.to_confirm);
                 self.compares.push(Box::pin(async move { registry.confirm(&*remote, entries).await }));
             } else if !self.to_compare.is_empty() && self.to_read.is_empty() {
@@ -112,7 +120,15 @@ impl Backlog {
     }
 }
 
-/// As many as are compared in one request.
+/// Takes the channels of the next request from a queue.
 fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
-    queue.drain(..queue.len().min(COMPARED)).collect()
+    let mut room = COMPARED;
+    let fits = |entry: &&Arc<Entry>| {
+        let idle = entry.lock().follow.as_ref().is_some_and(|follow| follow.idle.is_some());
+        let left = room.checked_sub(if idle { IDLE } else { 1 });
+        room = left.unwrap_or_default();
+        left.is_some()
+    };
+    let count = queue.iter().take_while(fits).count();
+    queue.drain(..count).collect()
 }

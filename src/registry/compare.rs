@@ -2,17 +2,8 @@
 
 use std::{iter::repeat, sync::Arc};
 
-use super::{
-    Registry,
-    entry::{Entry, State},
-    follow::Stage,
-    hold::touch,
-    waiters::Woken,
-};
-use crate::{
-    Error,
-    engine::{Found, Held, Place, Remote, Seen, Start},
-};
+use super::{Registry, entry::Entry, follow::Stage, waiters::Woken};
+use crate::engine::{Held, Remote, Seen};
 
 impl Registry {
     /// Makes channels live of which all there is is held, and returns the others: they are to be read. After a lost connection
@@ -25,7 +16,7 @@ impl Registry {
             follow.map(|follow| follow.busy = true).is_some()
         };
         let entries: Vec<_> = entries.into_iter().filter(begun).collect();
-        let held: Vec<_> = entries.iter().map(|entry| held(entry.name(), &entry.lock())).collect();
+        let held: Vec<_> = entries.iter().map(|entry| self.held(entry)).collect();
         let seen = remote.compare(&held).await.unwrap_or_default();
         let seen = seen.into_iter().chain(repeat(Seen::Other));
         for ((entry, held), seen) in entries.iter().zip(&held).zip(seen) {
@@ -42,7 +33,8 @@ impl Registry {
     /// Returns whether it is live, and the tasks to wake; `None` if the channel need not be confirmed any more.
     fn confirm_one(&self, entry: &Entry, held: &Held<'_>, seen: Seen) -> Option<(bool, Woken)> {
         let mut state = entry.lock();
-        let (tail, now) = (self::held(entry.name(), &state).tail, self.now());
+        let tail = state.known_tail().unwrap_or_else(|| state.remote_absent_tail());
+        let now = self.now();
         let follow = state.follow.as_mut().filter(|follow| follow.stage == Stage::Reading)?;
         follow.note_check(now);
         // From here on nothing else reads it, or this does.
@@ -53,62 +45,32 @@ impl Registry {
         Some((false, Woken::nobody()))
     }
 
-    /// Compares what is held of channels with their logs: they have gone on, or back, without a word if somebody has meddled with
-    /// them. Meanwhile they are live.
+    /// Compares the cached entries of channels with their logs, and queues those that differ to be read. They stay live
+    /// meanwhile. Also renews the idle lifetimes of channels with waiters.
     pub(super) async fn compare(&self, remote: &dyn Remote, entries: Vec<Arc<Entry>>) {
-        // Where that keeps a channel alive, it is read.
-        let (idle, entries): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| {
-            let state = entry.lock();
-            state.waiters.len() > 0 && state.follow.as_ref().is_some_and(|follow| follow.idle.is_some())
-        });
-        if !entries.is_empty() {
-            let held: Vec<_> = entries.iter().map(|entry| held(entry.name(), &entry.lock())).collect();
-            for (entry, seen) in entries.iter().zip(remote.compare(&held).await.unwrap_or_default()) {
-                let mut state = entry.lock();
-                let same = match seen {
-                    Seen::Same => true,
-                    // What was heard meanwhile may have gone beyond it.
-                    Seen::At(tail) => state.log.as_ref().is_some_and(|kept| kept.log.has(tail) != Some(false)),
-                    Seen::Other => false,
-                };
-                if !same {
-                    let tender = self.doubt(entry, &mut state);
-                    drop(state);
-                    tender.wake();
-                }
+        let held: Vec<_> = entries.iter().map(|entry| self.held(entry)).collect();
+        for (entry, seen) in entries.iter().zip(remote.compare(&held).await.unwrap_or_default()) {
+            let mut state = entry.lock();
+            let same = match seen {
+                Seen::Same => true,
+                // The cached entries may have gone beyond it meanwhile.
+                Seen::At(tail) => state.log.as_ref().is_some_and(|kept| kept.log.has(tail) != Some(false)),
+                Seen::Other => false,
+            };
+            if !same {
+                let tender = self.doubt(entry, &mut state);
+                drop(state);
+                tender.wake();
             }
-        }
-        for entry in &idle {
-            self.compare_one(remote, entry).await;
         }
     }
 
-    async fn compare_one(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
-        let touch = touch(&entry.lock());
-        let found = match remote.read(entry.name(), Place::From(Start::Tail), 0, touch).await {
-            Err(Error::Gone(gone)) => Found::Nothing(gone.tail()),
-            Err(_) => return,
-            Ok(found) => found,
-        };
+    /// What is cached of a channel, for a request that is sent now.
+    fn held<'a>(&self, entry: &'a Entry) -> Held<'a> {
         let mut state = entry.lock();
-        let same = match (&found, state.log.as_ref()) {
-            (Found::Page(page), Some(kept)) => {
-                // What was heard meanwhile may have gone beyond it.
-                kept.log.has(page.tail) != Some(false) && (kept.log.is_closed() || !page.closed)
-            }
-            (Found::Nothing(absent_tail), None) => *absent_tail == state.remote_absent_tail(),
-            _ => false,
-        };
-        if !same {
-            let tender = self.doubt(entry, &mut state);
-            drop(state);
-            tender.wake();
-        }
+        let touch = self.touch(&mut state);
+        let (made, closed) = (state.log.is_some(), state.log.as_ref().is_some_and(|kept| kept.log.is_closed()));
+        let tail = state.known_tail().unwrap_or_else(|| state.remote_absent_tail());
+        Held { name: entry.name(), tail, made, closed, touch }
     }
-}
-
-fn held<'a>(name: &'a str, state: &State) -> Held<'a> {
-    let (made, closed) = (state.log.is_some(), state.log.as_ref().is_some_and(|kept| kept.log.is_closed()));
-    let tail = state.known_tail().unwrap_or_else(|| state.remote_absent_tail());
-    Held { name, tail, made, closed, touch: touch(state) }
 }

@@ -45,8 +45,12 @@ pub(super) struct Follow {
     pub(super) wanted: u64,
     /// When it was last read from the log, or compared with it.
     pub(super) checked: u64,
-    /// Within how many milliseconds the engine is to be told that somebody waits.
+    /// The length of the channel's idle lifetime in milliseconds, if it has one.
     pub(super) idle: Option<u64>,
+    /// When this process last sent a request that renews the idle lifetime.
+    pub(super) renewed: Option<u64>,
+    /// Whether the channel is queued to be renewed: see [`Renewals`](super::renew::Renewals).
+    pub(super) renewing: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,12 +78,22 @@ impl Follow {
             wanted: now,
             checked: now,
             idle: None,
+            renewed: None,
+            renewing: false,
         }
     }
 
+    /// The number of tasks that wait for the channel to become live.
     #[cfg(all(test, not(comet_loom)))]
     pub(super) fn joins(&self) -> usize {
         self.joining.len()
+    }
+
+    /// Whether this process has not kept the channel alive within the last eighth of its idle lifetime. Always `true`
+    /// if it has none.
+    pub(super) fn is_renewal_due(&self, now: u64) -> bool {
+        let recent = self.renewed.zip(self.idle).map(|(renewed, window)| renewed.saturating_add(window / 8));
+        recent.is_none_or(|recent| recent <= now)
     }
 
     /// Nothing is heard any more.

@@ -103,11 +103,11 @@ impl Registry {
         let mut behind = false;
         loop {
             let (tail, touch) = {
-                let state = entry.lock();
+                let mut state = entry.lock();
                 if state.follow.is_none() {
                     return;
                 }
-                (state.known_tail(), touch(&state))
+                (state.known_tail(), self.touch(&mut state))
             };
             let place = tail.filter(|_| !behind).map_or(Place::Window, |tail| Place::From(Start::After(tail)));
             let mut read = remote.read(entry.name(), place, BYTES, touch).await;
@@ -147,7 +147,10 @@ impl Registry {
         let changed = self.replace(entry, &mut state, found, now);
         let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
         follow.note_check(now);
-        self.go_live(&mut state, changed, complete)
+        // Before the waiters are taken. A lifetime that was not known when they parked is known now.
+        let tender = self.queue_renewal(entry, &mut state);
+        let (live, woken) = self.go_live(&mut state, changed, complete);
+        (live, woken.and(tender))
     }
 
     /// Applies the notices that were received while the log was read, and makes the channel live if its cached entries
@@ -186,6 +189,7 @@ impl Registry {
                 let moved = state.remote_absent_tail() != absent_tail;
                 if let Some(follow) = &mut state.follow {
                     follow.absent_tail = absent_tail;
+                    follow.idle = None;
                 }
                 return self.forget(entry, state) || moved;
             }
@@ -234,9 +238,18 @@ impl Registry {
         kept.log.shorten(appends, BYTES.min(self.retention.bytes));
         self.usage.adjust_history(before, kept.log.cost());
     }
-}
 
-/// Whether the engine is told that somebody is here.
-pub(super) fn touch(state: &State) -> Touch {
-    if state.waiters.len() > 0 { Touch::Yes } else { Touch::No }
+    /// Returns whether a request that is sent now keeps the channel alive: if it has a waiter, or a live read has begun and
+    /// waits for the channel to become live. Not if this process has renewed the lifetime within its last eighth. Counts
+    /// it as renewed if so.
+    pub(super) fn touch(&self, state: &mut State) -> Touch {
+        let (now, waited_on) = (self.now(), state.waiters.len() > 0);
+        match &mut state.follow {
+            Some(follow) if (waited_on || follow.joins() > 0) && follow.is_renewal_due(now) => {
+                follow.renewed = Some(now);
+                Touch::Yes
+            }
+            _ => Touch::No,
+        }
+    }
 }

@@ -19,6 +19,7 @@
 //! | `follow`, `hold`, `health` | channels of a remote engine: which this process follows, the entries it caches, whether the engine is reachable |
 //! | `tend` | the maintenance task of such channels |
 //! | `subscriptions`, `backlog`, `compare`, `round` | its work: subscribing, reading, comparing, and the walk over all channels |
+//! | `renew` | renewing idle lifetimes on a remote engine |
 //! | `broadcast` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
@@ -56,6 +57,8 @@ mod map;
 #[cfg(all(test, not(comet_loom)))]
 mod model;
 mod read;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in memory, reading a channel renews its lifetime"))]
+mod renew;
 #[cfg(feature = "redis")]
 mod round;
 mod slice;
@@ -87,6 +90,7 @@ use expiry::Expiries;
 use follow::Asked;
 use health::Health;
 use map::Map;
+use renew::Renewals;
 use transfers::Transfers;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
@@ -121,6 +125,7 @@ pub(crate) struct Registry {
     /// The engine that keeps the logs, if that is not this process.
     remote: Option<Arc<dyn Remote>>,
     asked: Asked,
+    renewals: Renewals,
     health: Health,
     faults: Faults,
     began: Instant,
@@ -143,6 +148,7 @@ impl Registry {
             closing: Closing::new(),
             remote: None,
             asked: Asked::nothing(),
+            renewals: Renewals::new(),
             health: Health::well(),
             faults: Faults::default(),
             began: Instant::now(),

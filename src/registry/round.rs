@@ -73,11 +73,6 @@ impl Registry {
             joining.contain().wake();
             return true;
         }
-        let check = match follow.idle {
-            // Often enough that the engine does not expire a channel that has a waiter.
-            Some(window) if waited_on => CHECK.min(window / 3),
-            _ => CHECK,
-        };
         match follow.stage {
             Stage::Reading => {}
             // The engine is reachable, but the last read of this channel failed.
@@ -85,7 +80,7 @@ impl Registry {
                 follow.begin();
                 backlog.to_read.push_back(entry.clone());
             }
-            Stage::Live if compares && follow.checked + check <= now => {
+            Stage::Live if compares && follow.checked + CHECK <= now => {
                 follow.checked = now;
                 backlog.to_compare.push_back(entry.clone());
             }

@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::{
     task::unconstrained,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -54,10 +54,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long it is between two attempts to connect, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// The parts of one poll's time: half of it to receive notices, because they are queued without a limit, and an eighth
-/// for each of the other four kinds of work.
+/// The parts of one poll's time: half of it to receive notices, because they are queued without a limit, and a tenth for
+/// each of the other five kinds of work.
 const RECEIVE: u32 = 2;
-const OTHER: u32 = 8;
+const OTHER: u32 = 10;
 
 /// Connects, in good time or not at all.
 pub(crate) async fn connect(remote: &dyn Remote) -> Result<Box<dyn Feed>, Error> {
@@ -119,6 +119,8 @@ struct Tending {
     woken: VecDeque<Woken>,
     /// The current round. Each tick starts one, unless the last one is unfinished.
     round: Option<Round>,
+    /// Elapses when the next channel is due to be renewed.
+    renewal: Option<Pin<Box<Sleep>>>,
 }
 
 impl Tending {
@@ -138,6 +140,7 @@ impl Tending {
             heard: (0, Instant::now()),
             woken: VecDeque::new(),
             round: None,
+            renewal: None,
         }
     }
 
@@ -190,6 +193,7 @@ impl Tending {
         let joined = |entry| backlog.joined(registry, entry);
         self.subscriptions.poll(&*self.feed, registry, joined, &mut Slice::part(OTHER), cx)?;
         self.backlog.poll(registry, &self.remote, &mut Slice::part(OTHER), cx);
+        self.renew(registry, &mut Slice::part(OTHER), cx);
         let mut walks = Slice::part(OTHER);
         self.relay.poll(registry, &mut walks, cx);
         self.continue_round(registry, &mut walks, cx);
@@ -247,6 +251,27 @@ impl Tending {
             self.round = Some(Round::new(self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare)));
         }
         Ok(())
+    }
+
+    /// Queues the channels that are due to be renewed, and sets the timer for the next ones. Queues none while earlier ones have
+    /// not been sent, so that the queue does not grow if the engine is slow.
+    fn renew(&mut self, registry: &Registry, slice: &mut Slice, cx: &mut Context<'_>) {
+        if !self.backlog.to_renew.is_empty() {
+            return;
+        }
+        let Some(next) = registry.take_renewals(&mut self.backlog.to_renew, slice) else {
+            self.renewal = None;
+            return;
+        };
+        let next = registry.moment(next);
+        let timer = self.renewal.get_or_insert_with(|| Box::pin(sleep_until(next)));
+        if timer.deadline() != next {
+            timer.as_mut().reset(next);
+        }
+        // Either more are due, or those that were queued are to be sent.
+        if timer.as_mut().poll(cx).is_ready() || !self.backlog.to_renew.is_empty() {
+            cx.waker().wake_by_ref();
+        }
     }
 
     fn continue_round(&mut self, registry: &Registry, slice: &mut Slice, cx: &Context<'_>) {

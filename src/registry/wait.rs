@@ -253,7 +253,7 @@ impl Waiter {
     /// of the task's waker, if the caller has made one.
     fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), extent: Extent) -> Next {
         // Declared before the lock is taken, so dropped after it is released.
-        let (_replaced, _tender);
+        let (_replaced, _tender, _renewer);
         let mut state = self.entry.lock();
         if state.vacated {
             return Next::Reenter;
@@ -328,6 +328,9 @@ impl Waiter {
                 let (round, slot) = state.waiters.park(waker).into_parts();
                 (self.round, self.slot, self.left) = (round, Some(slot), false);
             }
+        }
+        if self.registry.remote().is_some() {
+            _renewer = self.registry.queue_renewal(&self.entry, &mut state);
         }
         Next::Sleep { until, again: false }
     }

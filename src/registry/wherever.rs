@@ -75,32 +75,48 @@ impl Registry {
         }
     }
 
-    /// The same, for who will wait if there is nothing: the channel is followed then, and what is held of it here is enough.
+    /// Reads a channel for a live read, which waits if there is nothing to read. With a remote engine, the channel is followed
+    /// from then on, and the cached entries are read. If the channel has an idle lifetime, the engine is read, at most
+    /// once in an eighth of it, because that renews it.
     pub(crate) async fn read_and_follow(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
         if self.remote().is_none() {
             return self.read(name, start, extent).map_err(Error::Gone);
         }
         let followed = self.followed(name).await;
-        match self.read(name, start, extent) {
-            // What is held is true even when the engine is out of reach. That there is nothing more may not be.
+        let renews = followed.as_ref().is_ok_and(|entry| self.claim_renewal(entry));
+        let cached = match self.read(name, start, extent) {
+            // The cached entries are correct even when the engine is unreachable, but they may be incomplete.
             Ok(mut reading) if followed.is_ok() || !reading.is_empty() || reading.closed => {
                 reading.up_to_date &= followed.is_ok() || reading.closed;
-                return Ok(reading);
+                if !renews {
+                    return Ok(reading);
+                }
+                Some(reading)
             }
             Err(gone) if !self.faults.keep(Rule::Ahead) => return Err(Error::Gone(gone)),
-            _ => {}
-        }
+            _ => None,
+        };
         let entry = followed?;
-        let reading = self.read_anywhere(name, start, extent).await?;
-        if reading.up_to_date {
-            // A client that was elsewhere before is ahead of what was heard here.
-            let mut state = entry.lock();
-            let doubtful = state.known_tail() != Some(reading.next);
-            let tender = if doubtful { self.doubt(&entry, &mut state) } else { Woken::nobody() };
-            drop(state);
-            tender.wake();
+        let read = self.read_anywhere(name, start, extent).await;
+        let mut state = entry.lock();
+        let differs = match &read {
+            // The client may have read more on another node, and the cached entries may have gone further meanwhile.
+            Ok(reading) if reading.up_to_date => match &state.log {
+                Some(kept) => reading.content_type.is_none() || kept.log.has(reading.next) == Some(false),
+                None => true,
+            },
+            // The channel has expired, or its log was replaced.
+            Err(Error::Gone(_)) => cached.is_some(),
+            _ => false,
+        };
+        let tender = if differs { self.doubt(&entry, &mut state) } else { Woken::nobody() };
+        drop(state);
+        tender.wake();
+        match (read, cached) {
+            // Renewing the lifetime failed, which is no reason to refuse what is cached.
+            (Err(error), Some(reading)) if !matches!(error, Error::Gone(_)) => Ok(reading),
+            (read, _) => read,
         }
-        Ok(reading)
     }
 
     /// [`read_or_wait`](Self::read_or_wait), wherever the log is.

@@ -12,6 +12,7 @@ mod crashes;
 mod cuts;
 mod history;
 mod joining;
+mod lifetimes;
 mod producers;
 mod refusals;
 mod rolled_back;

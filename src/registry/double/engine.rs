@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, mpsc},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::{
@@ -55,6 +55,10 @@ pub(super) struct World {
     pub(super) appends_take: VecDeque<Duration>,
     /// How long it takes until a subscription or its end takes effect and is confirmed.
     pub(super) subscribing_takes: Duration,
+    /// The idle lifetime of all channels. The double does not end it.
+    pub(super) idle: Option<Duration>,
+    /// When a request renewed the lifetime of a channel.
+    pub(super) renewals: Vec<Instant>,
     /// What is published is heard by nobody.
     pub(super) mute: bool,
     /// What is published is heard later.
@@ -90,7 +94,7 @@ impl Log {
         Offset::new(position as u64, fingerprint)
     }
 
-    fn read(&self, place: Place) -> Result<Found, Error> {
+    fn read(&self, place: Place, idle: Option<Duration>) -> Result<Found, Error> {
         let gone = |reason| Error::Gone(Gone::new(reason, self.tail(), self.place(0)));
         let from = match place {
             // As short as in Redis.
@@ -116,7 +120,7 @@ impl Log {
             closed: self.closed,
             tail: self.tail(),
             kept: self.entries.len(),
-            lifetime: Lifetime::Unbounded,
+            lifetime: idle.map_or(Lifetime::Unbounded, Lifetime::Idle),
             left: None,
             after: self.place(from),
             entries: entries.collect(),
@@ -143,6 +147,12 @@ impl World {
                 tail => Seen::At(tail),
             },
             _ => Seen::Other,
+        }
+    }
+
+    fn renew(&mut self, name: &str, touch: Touch) {
+        if touch == Touch::Yes && self.logs.contains_key(name) {
+            self.renewals.push(Instant::now());
         }
     }
 
@@ -346,7 +356,7 @@ impl Remote for Double {
         Box::pin(ready(Err(Error::Unreachable)))
     }
 
-    fn read<'a>(&'a self, name: &'a str, from: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+    fn read<'a>(&'a self, name: &'a str, from: Place, _: usize, touch: Touch) -> Answer<'a, Found> {
         Box::pin(async move {
             let read = {
                 let mut world = self.world();
@@ -354,8 +364,9 @@ impl Remote for Double {
                 if world.refuse_reads || world.publish.is_none() {
                     return Err(Error::Unreachable);
                 }
+                world.renew(name, touch);
                 match world.logs.get(name) {
-                    Some(log) => log.read(from),
+                    Some(log) => log.read(from, world.idle),
                     None => match from {
                         Place::From(Start::After(offset)) if !is_origin(offset, world.origin()) => {
                             Err(Error::Gone(Gone::new(Reason::Unknown, world.origin(), world.origin())))
@@ -379,6 +390,9 @@ impl Remote for Double {
                 world.journal.push("compare");
                 if world.refuse_reads || world.publish.is_none() {
                     return Err(Error::Unreachable);
+                }
+                for held in held {
+                    world.renew(held.name, held.touch);
                 }
                 held.iter().map(|held| world.compare(held)).collect()
             };

@@ -6,6 +6,7 @@ mod absent;
 mod broadcasts;
 mod engine;
 mod random;
+mod renewals;
 mod resumed;
 mod rules;
 mod subscribing;
