@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    Broadcast, Channel, CometBuilder, Unhealthy,
+    Broadcast, Channel, CometBuilder, Loss, Unhealthy,
     registry::{Drained, Registry, Walk},
 };
 
@@ -152,6 +152,7 @@ impl Comet {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let usage = self.registry.usage();
+        let (lost_appends, missing_channels) = self.registry.lost();
         Stats {
             channels: usage.channels(),
             waiters: usage.waits(),
@@ -164,10 +165,14 @@ impl Comet {
             cut_responses: usage.cut(),
             hook_timeouts: usage.hook_timeouts(),
             hook_panics: usage.hook_panics(),
+            lost_appends,
+            missing_channels,
         }
     }
 
     /// Whether the engine that keeps the logs can be reached, for a readiness probe. With the logs in memory it always can.
+    ///
+    /// Acknowledged appends that were lost do not make it unhealthy: see [`last_loss`](Self::last_loss).
     ///
     /// While it cannot, parked requests stay parked, the application's own requests pass through, and what needs the engine is
     /// answered 503 with a `Retry-After`.
@@ -182,6 +187,29 @@ impl Comet {
     /// ```
     pub fn health(&self) -> Result<(), Unhealthy> {
         self.registry.health()
+    }
+
+    /// Returns the last loss of acknowledged appends that this process has found, for an alert or a status page. `None` if there
+    /// was none, and always with the logs in memory.
+    ///
+    /// After each reconnect the process verifies that Redis still has the appends that it acknowledged to it:
+    /// [`Stats::lost_appends`](crate::Stats::lost_appends) and [`Stats::missing_channels`](crate::Stats::missing_channels) say what is
+    /// counted. The loss is the sum of one reconnect, and stays until a later reconnect finds another one.
+    ///
+    /// It is no part of [`health`](Self::health), because a loss is an event: the process can serve requests after it. A readiness probe
+    /// that failed would take all nodes out of the load balancer at once, and nothing would be recovered.
+    ///
+    /// ```
+    /// # use tower_comet::Comet;
+    /// let comet = Comet::new();
+    /// if let Some(loss) = comet.last_loss() {
+    ///     println!("{loss}");
+    /// }
+    /// assert!(comet.last_loss().is_none());
+    /// ```
+    #[must_use]
+    pub fn last_loss(&self) -> Option<Loss> {
+        self.registry.last_loss()
     }
 
     /// Ends all waits: what is parked is answered at once (204, at its own offset, so that nothing is
@@ -340,4 +368,19 @@ pub struct Stats {
     /// Calls of an [`Authorize`](crate::Authorize) hook, or of the key function of
     /// [`Route::max_waits_per`](crate::Route::max_waits_per), that panicked since the start.
     pub hook_panics: u64,
+    /// Appends that Redis had acknowledged to this process and has lost, since the start. Always 0 with the logs in memory.
+    ///
+    /// The process remembers the last acknowledged append of each of the last 10,000 channels that it has written to. After each reconnect
+    /// it asks Redis for them. An append is lost if its channel exists and the log does not have it: Redis
+    /// restarted from an older snapshot, a replica that lagged took over, or the log was evicted or replaced by another one. At
+    /// most one append is counted for each channel and connection, so more may be lost.
+    ///
+    /// An append that was trimmed is not lost, and neither is one of a channel that was deleted or has expired.
+    pub lost_appends: u64,
+    /// Channels that this process has written to and that did not exist any more after a reconnect, since the start. Counted as
+    /// [`lost_appends`](Self::lost_appends) are, and apart from them: the channel's keys were lost, evicted or deleted by hand.
+    ///
+    /// A channel is not missing if Redis shows that it was deleted or that its lifetime has ended, or if
+    /// the last append is older than [`Retention::age`](crate::Retention::age).
+    pub missing_channels: u64,
 }

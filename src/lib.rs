@@ -164,7 +164,7 @@ pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use redis::RedisBuilder;
-pub use registry::Unhealthy;
+pub use registry::{Loss, Unhealthy};
 pub use route::Route;
 pub use service::{CometRoutes, CometService};
 pub use subscription::{Message, Subscription};

@@ -106,7 +106,8 @@ mod tests {
     use crate::{
         Comet, Retention,
         engine::{
-            Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Held, Place, Remote, Seen, Touch,
+            Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Place, Remote, Seen,
+            Touch,
         },
         faults::Faults,
         registry::{Limits, Registry},
@@ -150,6 +151,10 @@ mod tests {
         }
 
         fn compare<'a>(&'a self, _: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
+        fn verify<'a>(&'a self, _: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 

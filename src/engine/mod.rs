@@ -52,7 +52,7 @@ pub(crate) use reading::{Extent, Reading, Start};
 pub(crate) use redis::Redis;
 #[cfg(feature = "redis")]
 pub use redis::RedisError;
-pub(crate) use remote::{Answer, Found, Notice, Page, Place, Remote, Touch};
+pub(crate) use remote::{Answer, Fate, Found, Notice, Page, Place, Remote, Touch};
 #[cfg(feature = "redis")]
 pub(crate) use remote::{Feed, Held, PageEntry, Seen};
 pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};

@@ -45,6 +45,10 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// Renews idle lifetimes as a read with the same [`Touch`] does.
     fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>>;
 
+    /// Finds out what became of appends that this engine has acknowledged: the name of the channel, and its tail after the
+    /// append. Answers in this order.
+    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>>;
+
     /// The names of all channels.
     fn names(&self) -> Answer<'_, Vec<String>>;
 
@@ -128,6 +132,21 @@ pub(crate) enum Seen {
     /// It ends here. All else is the same.
     At(Offset),
     Other,
+}
+
+/// What became of an append that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is in the log, or has been trimmed.
+    Kept,
+    /// The channel was deleted, or has expired.
+    Ended,
+    /// The channel exists, and its log does not have the append.
+    Lost,
+    /// The channel does not exist, and nothing shows why. It may have expired.
+    Missing,
+    /// The engine cannot tell.
+    Unknown,
 }
 
 /// What a read has found.

@@ -19,6 +19,7 @@
 //! | `follow`, `hold`, `health` | channels of a remote engine: which this process follows, the entries it caches, whether the engine is reachable |
 //! | `tend` | the maintenance task of such channels |
 //! | `subscriptions`, `backlog`, `compare`, `round` | its work: subscribing, reading, comparing, and the walk over all channels |
+//! | `acknowledged`, `audit` | the last acknowledged appends, and verifying after a reconnect that a remote engine still has them |
 //! | `renew` | renewing idle lifetimes on a remote engine |
 //! | `broadcast` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
@@ -29,6 +30,10 @@
 //! The order of the locks, and what must not run under one, stand in [`sync`](crate::sync).
 
 mod absent;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without a remote engine nothing is verified"))]
+mod acknowledged;
+#[cfg(feature = "redis")]
+mod audit;
 #[cfg(feature = "redis")]
 mod backlog;
 #[cfg(feature = "redis")]
@@ -83,6 +88,7 @@ use crate::{
     name::is_path_or_word,
 };
 use absent::Endings;
+use acknowledged::Acknowledged;
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
@@ -94,6 +100,7 @@ use renew::Renewals;
 use transfers::Transfers;
 
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
+pub use acknowledged::Loss;
 #[cfg(feature = "redis")]
 pub(crate) use broadcast::broadcast;
 pub(crate) use closing::Drained;
@@ -126,6 +133,7 @@ pub(crate) struct Registry {
     remote: Option<Arc<dyn Remote>>,
     asked: Asked,
     renewals: Renewals,
+    acknowledged: Acknowledged,
     health: Health,
     faults: Faults,
     began: Instant,
@@ -149,6 +157,7 @@ impl Registry {
             remote: None,
             asked: Asked::nothing(),
             renewals: Renewals::new(),
+            acknowledged: Acknowledged::new(),
             health: Health::well(),
             faults: Faults::default(),
             began: Instant::now(),

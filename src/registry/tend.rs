@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     Registry,
+    audit::Audit,
     backlog::Backlog,
     broadcast::Relay,
     entry::Entry,
@@ -54,10 +55,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long it is between two attempts to connect, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// The parts of one poll's time: half of it to receive notices, because they are queued without a limit, and a tenth for
-/// each of the other five kinds of work.
+/// The parts of one poll's time: half of it to receive notices, because they are queued without a limit, and a twelfth
+/// for each of the other six kinds of work.
 const RECEIVE: u32 = 2;
-const OTHER: u32 = 10;
+const OTHER: u32 = 12;
 
 /// Connects, in good time or not at all.
 pub(crate) async fn connect(remote: &dyn Remote) -> Result<Box<dyn Feed>, Error> {
@@ -77,7 +78,7 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
             Ok(feed) => {
                 retry = RETRY.0;
                 let began = Instant::now();
-                let tending = Tending::new(Arc::downgrade(&registry), remote.clone(), feed);
+                let tending = Tending::new(&registry, remote.clone(), feed);
                 if matches!(tending.run(registry).await, End::Gone) {
                     return;
                 }
@@ -109,6 +110,7 @@ struct Tending {
     subscriptions: Subscriptions,
     backlog: Backlog,
     relay: Relay,
+    audit: Audit,
     probe: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// The number of the last probe that was sent.
     sent: u64,
@@ -124,17 +126,18 @@ struct Tending {
 }
 
 impl Tending {
-    fn new(registry: Weak<Registry>, remote: Arc<dyn Remote>, feed: Box<dyn Feed>) -> Self {
+    fn new(registry: &Arc<Registry>, remote: Arc<dyn Remote>, feed: Box<dyn Feed>) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            registry,
+            registry: Arc::downgrade(registry),
             remote,
             feed,
             tick,
             subscriptions: Subscriptions::default(),
             backlog: Backlog::default(),
             relay: Relay::default(),
+            audit: Audit::begin(registry),
             probe: None,
             sent: 0,
             heard: (0, Instant::now()),
@@ -194,6 +197,7 @@ impl Tending {
         self.subscriptions.poll(&*self.feed, registry, joined, &mut Slice::part(OTHER), cx)?;
         self.backlog.poll(registry, &self.remote, &mut Slice::part(OTHER), cx);
         self.renew(registry, &mut Slice::part(OTHER), cx);
+        self.audit.poll(registry, &self.remote, &mut Slice::part(OTHER), cx);
         let mut walks = Slice::part(OTHER);
         self.relay.poll(registry, &mut walks, cx);
         self.continue_round(registry, &mut walks, cx);
@@ -245,6 +249,7 @@ impl Tending {
         }
         self.sent += 1;
         let (remote, number) = (self.remote.clone(), self.sent);
+        self.audit.retry();
         // A probe that does not return is replaced by the next one.
         self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
         if self.round.is_none() {

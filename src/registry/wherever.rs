@@ -22,9 +22,13 @@ impl Registry {
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
+        let sent = self.acknowledged.send(self.now());
         let appended = remote.append(name, &append).await?;
-        if append.batch.is_some() && !appended.duplicate {
-            self.usage.count_append();
+        if append.batch.is_some() {
+            self.acknowledged.note(name, appended.tail, sent);
+            if !appended.duplicate {
+                self.usage.count_append();
+            }
         }
         Ok(appended)
     }
@@ -41,7 +45,11 @@ impl Registry {
         if creation.content.len() > self.limits.append {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
+        let sent = self.acknowledged.send(self.now());
         let created = remote.create(name, creation).await?;
+        if created.fresh && !creation.content.is_empty() {
+            self.acknowledged.note(name, created.tail, sent);
+        }
         if created.fresh && created.tail.position() > 0 && creation.fork.is_none() {
             self.usage.count_append();
         }
@@ -52,7 +60,9 @@ impl Registry {
     pub(crate) async fn delete_anywhere(&self, name: &str) -> Result<Offset, Error> {
         let Some(remote) = self.remote() else { return self.locally(|| self.delete(name)).await };
         self.check_name(name)?;
-        remote.delete(name).await
+        let tail = remote.delete(name).await?;
+        self.acknowledged.forget(name);
+        Ok(tail)
     }
 
     /// [`peek`](Self::peek), wherever the log is.

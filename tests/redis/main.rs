@@ -13,6 +13,7 @@ mod cuts;
 mod history;
 mod joining;
 mod lifetimes;
+mod losses;
 mod producers;
 mod refusals;
 mod rolled_back;

@@ -106,4 +106,7 @@ async fn a_failover_to_a_replica_that_lags_is_told() {
         let log = poller.stop(1_059, Duration::from_secs(5)).await;
         assert_eq!((log.told.len(), judge(&log, &acknowledged, &now)), (1, Verdict::GOOD), "{:?}", log.told);
     }
+    // The last append that each has acknowledged: the replica has that of the first, and not that of the second.
+    let lost = nodes.each_ref().map(|node| node.comet.stats().lost_appends);
+    assert_eq!(lost, [0, 1]);
 }

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use redis::{FromRedisValue, Script, Value};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::{
     Redis,
@@ -14,8 +17,8 @@ use super::{
 use crate::{
     Error, Gone, Offset,
     engine::{
-        Append, Batch, Created, Creation, Fork, Found, Held, Lifetime, MediaType, Page, Place, Reason, Seen, Start,
-        Touch, is_json,
+        Append, Batch, Created, Creation, Fate, Fork, Found, Held, Lifetime, MediaType, Page, Place, Reason, Seen,
+        Start, Touch, is_json,
     },
     faults::Rule,
 };
@@ -214,6 +217,25 @@ impl Redis {
         };
         let seen: Vec<_> = Said::new(self.link.read(&call).await?)?.items().map(seen).collect::<Result<_, _>>()?;
         if seen.len() == held.len() { Ok(seen) } else { Err(strange()) }
+    }
+
+    pub(super) async fn ask_to_verify(&self, appends: &[(Arc<str>, Offset)]) -> Result<Vec<Fate>, Error> {
+        let keys: Vec<String> = appends.iter().flat_map(|(name, _)| self.keys.channel(name)).collect();
+        let mut call = Call::new(&self.scripts.verify, keys.len(), keys.iter());
+        for (_, tail) in appends {
+            call.arg(tail.position()).arg(tail.fingerprint());
+        }
+        let mut said = Said::new(self.link.read(&call).await?)?;
+        let fate = |_| {
+            Ok(match &*said.text()? {
+                "kept" => Fate::Kept,
+                "ended" => Fate::Ended,
+                "lost" => Fate::Lost,
+                "missing" => Fate::Missing,
+                _ => Fate::Unknown,
+            })
+        };
+        appends.iter().map(fate).collect()
     }
 
     pub(super) async fn ask_for_names(&self) -> Result<Vec<String>, Error> {

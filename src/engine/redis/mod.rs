@@ -24,8 +24,8 @@ use std::{
 };
 
 use super::{
-    Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Held, Offset, Place, Remote, Retention,
-    Seen, Touch,
+    Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Offset, Place, Remote,
+    Retention, Seen, Touch,
 };
 use crate::faults::Faults;
 use link::Link;
@@ -134,6 +134,10 @@ impl Remote for Redis {
 
     fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
         self.link.within(self.ask_to_compare(held))
+    }
+
+    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>> {
+        self.link.within(self.ask_to_verify(appends))
     }
 
     fn names(&self) -> Answer<'_, Vec<String>> {

@@ -18,6 +18,7 @@ pub(super) struct Scripts {
     pub(super) create: Script,
     pub(super) delete: Script,
     pub(super) compare: Script,
+    pub(super) verify: Script,
 }
 
 impl Scripts {
@@ -33,6 +34,7 @@ impl Scripts {
             create: script(&[common, lifetime, include_str!("create.lua")]),
             delete: script(&[common, include_str!("delete.lua")]),
             compare: script(&[common, include_str!("compare.lua")]),
+            verify: script(&[common, include_str!("verify.lua")]),
         }
     }
 }

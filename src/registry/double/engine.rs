@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     Error,
     engine::{
-        Announcement, Answer, Append, Appended, Created, Creation, Feed, Found, Gone, Held, Lifetime, MediaType,
+        Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Gone, Held, Lifetime, MediaType,
         Notice, Offset, Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
     },
 };
@@ -147,6 +147,14 @@ impl World {
                 tail => Seen::At(tail),
             },
             _ => Seen::Other,
+        }
+    }
+
+    fn fate(&self, name: &str, tail: Offset) -> Fate {
+        match self.logs.get(name) {
+            None => Fate::Missing,
+            Some(log) if log.read(Place::From(Start::After(tail)), None).is_ok() => Fate::Kept,
+            Some(_) => Fate::Lost,
         }
     }
 
@@ -401,6 +409,17 @@ impl Remote for Double {
                 going_on.await;
             }
             Ok(seen)
+        })
+    }
+
+    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>> {
+        Box::pin(async move {
+            let mut world = self.world();
+            world.journal.push("verify");
+            if world.refuse_reads || world.publish.is_none() {
+                return Err(Error::Unreachable);
+            }
+            Ok(appends.iter().map(|(name, tail)| world.fate(name, *tail)).collect())
         })
     }
 

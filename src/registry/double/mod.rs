@@ -3,6 +3,7 @@
 //! Each rule is taken out once as well: what it keeps from happening happens then.
 
 mod absent;
+mod audits;
 mod broadcasts;
 mod engine;
 mod random;
