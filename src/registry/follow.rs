@@ -84,7 +84,6 @@ impl Follow {
     }
 
     /// The number of tasks that wait for the channel to become live.
-    #[cfg(all(test, not(comet_loom)))]
     pub(super) fn joins(&self) -> usize {
         self.joining.len()
     }
