@@ -64,7 +64,8 @@ impl Channel {
     /// [`max_append`](crate::CometBuilder::max_append), [`ContentType`](crate::Error::ContentType) if the channel holds
     /// another type, [`Closed`](crate::Error::Closed) if its stream has ended, [`Full`](crate::Error::Full) if there is no
     /// room, [`Name`](crate::Error::Name) if no channel can have the name. On Redis also
-    /// [`Unreachable`](crate::Error::Unreachable) and [`Uncertain`](crate::Error::Uncertain), here and wherever something is changed.
+    /// [`Unreachable`](crate::Error::Unreachable), [`Engine`](crate::Error::Engine), [`Layout`](crate::Error::Layout) and
+    /// [`Uncertain`](crate::Error::Uncertain), as for every other change of a channel.
     ///
     /// ```
     /// # use tower_comet::{Comet, Error};

@@ -113,8 +113,9 @@ impl Comet {
     /// [`Error::Pattern`](crate::Error::Pattern) if the pattern is malformed,
     /// [`Error::Encode`](crate::Error::Encode) and [`Error::TooLarge`](crate::Error::TooLarge) as in
     /// [`Channel::publish`]: nothing is published then. [`Error::Full`](crate::Error::Full) if some channel had no room;
-    /// the others have the message. On Redis [`Error::Unreachable`](crate::Error::Unreachable) or
-    /// [`Error::Uncertain`](crate::Error::Uncertain) if the connection fails: some channels may have it.
+    /// the others have the message. The same holds on Redis for [`Error::Engine`](crate::Error::Engine) and
+    /// [`Error::Layout`](crate::Error::Layout), if some channel's keys cannot be used. [`Error::Unreachable`](crate::Error::Unreachable) or
+    /// [`Error::Uncertain`](crate::Error::Uncertain) if the connection to Redis fails: some channels may have the message.
     ///
     /// ```
     /// # use tower_comet::Comet;

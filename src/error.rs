@@ -84,8 +84,21 @@ pub enum Error {
     ShutDown,
     /// The logs are kept elsewhere, and out of reach: nothing was done.
     Unreachable,
-    /// The logs are kept elsewhere, and the connection was lost before the answer: whether it was done is not known. To do it again is
-    /// safe for a [`Producer`](crate::Producer), and for what changes nothing the second time.
+    /// Redis refused the operation, or this version cannot read its answer. Nothing was changed. The
+    /// [`source`](error::Error::source) has Redis's own words, such as `WRONGTYPE …` for a key that another program has written, or
+    /// `NOPERM …` for a missing permission. Other channels are not affected.
+    Engine(Source),
+    /// Another version of this library has written the channel's keys in Redis, in a layout that this version does not read. Nothing
+    /// was changed. Other channels are not affected. Update this process.
+    Layout {
+        /// The layout of the channel's keys.
+        found: u64,
+        /// The layout that this version reads and writes.
+        supported: u64,
+    },
+    /// The connection to Redis was lost before the answer, or the operation failed in Redis after it had begun to change the channel:
+    /// it may have been done. To repeat it is safe for a [`Producer`](crate::Producer), and for operations that change nothing the
+    /// second time.
     Uncertain,
 }
 
@@ -117,7 +130,11 @@ impl fmt::Display for Error {
             Self::Full(limit) => fmt::Display::fmt(limit, f),
             Self::ShutDown => f.write_str("nothing waits any more: the channels are shut down"),
             Self::Unreachable => f.write_str("the logs are out of reach; nothing was done"),
-            Self::Uncertain => f.write_str("the logs went out of reach; whether it was done is not known"),
+            Self::Engine(_) => f.write_str("Redis refused the operation; nothing was changed"),
+            Self::Layout { found, supported } => {
+                write!(f, "the channel's keys in Redis have layout {found}, this version reads layout {supported}")
+            }
+            Self::Uncertain => f.write_str("the operation failed on its way to Redis or in it; it may have been done"),
         }
     }
 }
@@ -125,7 +142,7 @@ impl fmt::Display for Error {
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
-            Self::Pattern(source) | Self::Encode(source) | Self::Json(source) => Some(&**source),
+            Self::Pattern(source) | Self::Encode(source) | Self::Json(source) | Self::Engine(source) => Some(&**source),
             _ => None,
         }
     }

@@ -51,7 +51,7 @@ impl Producer {
     /// [`Error::Fenced`] if a later epoch has taken over, [`Error::Gap`] if the channel does not
     /// remember the messages before this one: it was made anew, or too many others have published since.
     ///
-    /// On Redis also [`Error::Unreachable`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
+    /// On Redis also [`Error::Unreachable`], [`Error::Engine`], [`Error::Layout`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
     /// until this resolves: it is there once. Another value in its place would be taken for it, and be lost if it was made.
     ///
     /// # Cancel safety

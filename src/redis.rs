@@ -17,8 +17,10 @@ use crate::{
 /// * What was acknowledged is in Redis; how safe it is there is for Redis's persistence to say. A client that comes back to a log
 ///   which has lost something is told (410), never given what does not follow.
 /// * While Redis is out of reach, parked requests stay parked, and what needs it is answered 503 with a `Retry-After`
-///   ([`Error::Unreachable`](crate::Error::Unreachable)). An append whose answer was lost is
+///   ([`Error::Unreachable`](crate::Error::Unreachable)). An append whose answer was lost, or that failed in Redis after it was begun, is
 ///   [`Error::Uncertain`](crate::Error::Uncertain): it may have been made.
+/// * If Redis refuses an operation on one channel, that is [`Error::Engine`](crate::Error::Engine), or
+///   [`Error::Layout`](crate::Error::Layout) if another version has written the channel's keys. Other channels are not affected.
 /// * What is counted and walked ([`Comet::waiters`], [`Comet::channels`], [`Channel::tail`](crate::Channel::tail) and its like) is
 ///   what this process knows.
 /// * The limits on channels and history are of what this process follows and holds; what Redis holds is bounded by its `maxmemory`, with the
@@ -49,7 +51,8 @@ impl RedisBuilder {
         Self { limits, retention, url: url.to_owned(), prefix: "comet".to_owned(), faults: Faults::default() }
     }
 
-    /// What all keys and topics in Redis begin with. Default `comet`. Processes with another prefix have other channels.
+    /// Sets the prefix of all keys and topics in Redis. Default `comet`. Processes with another prefix, or another database in their URL,
+    /// have other channels.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self

@@ -61,7 +61,7 @@ impl Subscription {
     /// the subscription goes on at the earliest message that is kept.
     /// [`Error::ShutDown`] after [`Comet::close`](crate::Comet::close), when it would have to wait.
     /// [`Error::Name`] if no channel can have the name. The limits on waits are for requests, not for this. On Redis also
-    /// [`Error::Unreachable`], and [`Error::Full`] if this process follows as many channels as
+    /// [`Error::Unreachable`], [`Error::Engine`], [`Error::Layout`], and [`Error::Full`] if this process follows as many channels as
     /// [`max_channels`](crate::CometBuilder::max_channels) says: try again after a while.
     ///
     /// # Panics

@@ -20,9 +20,10 @@ use super::{
 };
 use crate::Error;
 
-/// What an engine answers, in its time.
+/// The future of an engine's answer.
 ///
-/// [`Error::Unreachable`] says that nothing was done, [`Error::Uncertain`] that it is not known.
+/// Of an error, [`Error::Uncertain`] alone leaves open whether something was done. [`Error::Engine`] and [`Error::Layout`] concern one
+/// channel, and [`Error::Unreachable`] all of them.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
 pub(crate) trait Remote: fmt::Debug + Send + Sync {

@@ -233,6 +233,9 @@ impl From<Error> for Problem {
             Error::Full(limit) => Self::full(limit),
             Error::ShutDown => Self::shut_down(),
             Error::Unreachable => Self::unavailable("unreachable", detail),
+            // Without the source: Redis's words are for the operator, not for clients.
+            Error::Engine(_) => Self::unavailable("engine", error.to_string()),
+            Error::Layout { .. } => Self::unavailable("layout", detail),
             // Without a `Retry-After`: generic clients would repeat what may have been done.
             Error::Uncertain => {
                 let detail = format!(

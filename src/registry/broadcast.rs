@@ -22,7 +22,7 @@ use super::{
     slice::{Slice, yield_now},
 };
 use crate::{
-    Error, Limit,
+    Error,
     engine::{Announcement, Remote},
 };
 
@@ -58,10 +58,9 @@ pub(crate) async fn broadcast(
     if making.failed.is_none() {
         making.stored(remote.names().await?, names).await;
     }
-    match (making.failed, making.full) {
-        (Some(error), _) => Err(error),
-        (None, Some(limit)) => Err(Error::Full(limit)),
-        (None, None) => Ok(making.reached),
+    match making.failed.or(making.refused) {
+        Some(error) => Err(error),
+        None => Ok(making.reached),
     }
 }
 
@@ -75,7 +74,8 @@ struct Making {
     /// The names without a channel to which the broadcast was appended.
     created: HashSet<String>,
     reached: usize,
-    full: Option<Limit>,
+    /// The error of one channel, which did not stop the broadcast: a limit was reached, or its keys cannot be read.
+    refused: Option<Error>,
     /// The error that stopped the broadcast: usually, the engine is unreachable.
     failed: Option<Error>,
 }
@@ -83,7 +83,7 @@ struct Making {
 impl Making {
     fn new(registry: Arc<Registry>, broadcast: Announcement) -> Self {
         let (broadcast, appends, created) = (Arc::new(broadcast), FuturesUnordered::new(), HashSet::new());
-        Self { registry, broadcast, appends, created, reached: 0, full: None, failed: None }
+        Self { registry, broadcast, appends, created, reached: 0, refused: None, failed: None }
     }
 
     /// Appends to the names that have waiters in this process and, as far as it knows, no channel.
@@ -130,7 +130,7 @@ impl Making {
     async fn note_next(&mut self) {
         match self.appends.next().await {
             Some(Ok(_)) => self.reached += 1,
-            Some(Err(Error::Full(limit))) => self.full = Some(limit),
+            Some(Err(error @ (Error::Full(_) | Error::Engine(_) | Error::Layout { .. }))) => self.refused = Some(error),
             // Closed, of another type, deleted or expired meanwhile.
             Some(Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown)) | None => {}
             Some(Err(error)) => self.failed = Some(error),

@@ -106,7 +106,14 @@ impl Registry {
             Err(gone) if !self.faults.keep(Rule::Ahead) => return Err(Error::Gone(gone)),
             _ => None,
         };
-        let entry = followed?;
+        let entry = match followed {
+            // The engine is reachable, but could not read this channel. Read it again, to return the cause.
+            Err(Error::Unreachable) if !self.health.is_lost() => {
+                self.read_anywhere(name, start, extent).await?;
+                return Err(Error::Unreachable);
+            }
+            followed => followed?,
+        };
         let read = self.read_anywhere(name, start, extent).await;
         let mut state = entry.lock();
         let differs = match &read {

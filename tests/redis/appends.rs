@@ -3,7 +3,11 @@
 
 use futures_util::future::join_all;
 use http::Request;
-use std::time::{Duration, SystemTime};
+use std::{
+    future::Future,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
 use tower_comet::{Comet, Create, Retention};
 
 use crate::{
@@ -146,6 +150,53 @@ async fn what_one_task_begins_in_an_order_is_there_in_that_order() {
         }
     }
     assert!(node.read_all("/c/numbers").await.into_iter().eq(0..10_000));
+}
+
+/// Other nodes load the script in between, so that a later call may find it where an earlier one has not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_stay_in_order_while_scripts_are_flushed_and_loaded_by_other_nodes() {
+    let redis = Server::start().await;
+    let nodes = [Node::start(&redis.url()).await, Node::start(&redis.url()).await, Node::start(&redis.url()).await];
+    let mut connection = redis.connection().await;
+    let flush = tokio::spawn(async move {
+        loop {
+            redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut connection).await.expect("it is flushed");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    // Few at a time, so that one is often sent alone, and many.
+    let all = nodes.iter().enumerate().map(async |(nth, node)| {
+        for (round, many) in [3, 200, 3].into_iter().cycle().take(150).enumerate() {
+            let channel = node.comet.channel(format!("/c/{nth}-{round}"));
+            for done in join_all((0..many).map(|number| channel.publish(&number))).await {
+                done.expect("it is made");
+            }
+        }
+    });
+    join_all(all).await;
+    flush.abort();
+    for nth in 0..nodes.len() {
+        for (round, many) in [3, 200, 3].into_iter().cycle().take(150).enumerate() {
+            assert!(nodes[0].read_all(&format!("/c/{nth}-{round}")).await.into_iter().eq(0..many), "{nth} {round}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_whose_future_is_not_polled_does_not_stop_the_channel() {
+    let redis = Server::start().await;
+    let node = Node::start(&redis.url()).await;
+    let channel = node.comet.channel("/c/numbers");
+    channel.publish(&0).await.expect("it is made");
+    // So that the first is not answered in its first poll.
+    redis.pause();
+    let mut first = std::pin::pin!(async { channel.publish(&1).await });
+    assert!(std::future::poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
+    redis.resume();
+    let second = tokio::time::timeout(Duration::from_secs(5), async { channel.publish(&2).await });
+    second.await.expect("it does not wait for the first").expect("it is made");
+    assert_eq!(node.read_all("/c/numbers").await, [0, 1, 2]);
+    first.await.expect("it was made");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

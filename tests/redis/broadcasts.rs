@@ -261,7 +261,7 @@ async fn a_large_broadcast_is_delivered_and_malformed_ones_are_ignored() {
     let payloads = [&b""[..], b"\x01", b"hello", &[0xff; 100], &pattern(b"/{"), &pattern(b"\xff"), &pattern(b"")[..27]];
     for payload in payloads {
         let receivers: u64 = redis::cmd("PUBLISH")
-            .arg("comet:\0broadcast")
+            .arg("comet:0:\0broadcast")
             .arg(payload)
             .query_async(&mut stranger)
             .await

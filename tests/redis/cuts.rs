@@ -141,7 +141,7 @@ async fn a_subscriber_that_does_not_listen_is_thrown_out_and_loses_nothing() {
     let began = Instant::now();
     let large = "x".repeat(1 << 20);
     while !story.redis.has_said("overcoming of output buffer limits") {
-        let _: u64 = story.redis.command(&format!("PUBLISH comet:/c/news {large}")).await;
+        let _: u64 = story.redis.command(&format!("PUBLISH comet:0:/c/news {large}")).await;
         assert!(began.elapsed() < Duration::from_secs(15), "Redis does not throw it out");
     }
     story.proxy.open();

@@ -10,6 +10,7 @@ mod broadcasts;
 mod controls;
 mod crashes;
 mod cuts;
+mod damaged;
 mod history;
 mod joining;
 mod lifetimes;

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 use tower_comet::{Comet, Create};
 
-use crate::support::{Node, Server};
+use crate::{
+    common::until,
+    support::{Node, Server},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_the_application_serves_its_own_and_the_channels_heal_by_themselves() {
@@ -107,4 +110,26 @@ async fn a_stored_type_that_does_not_parse_is_served_as_bytes_in_a_sandbox() {
         let events = node.get(&format!("{name}?offset=-1&live=sse")).await;
         assert_eq!(events.header("stream-sse-data-encoding"), Some("base64"), "{stored:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_databases_of_one_server_share_no_topics() {
+    let redis = Server::start().await;
+    let (zero, seven) = (Node::start(&redis.url()).await, Node::start(&format!("{}/7", redis.url())).await);
+    let parked = |node: &Node| {
+        let node = node.clone();
+        tokio::spawn(async move { node.get("/c/news?offset=now&live=long-poll").await })
+    };
+    let waits = [parked(&zero), parked(&seven)];
+    until("both are parked", || zero.comet.waiters() + seven.comet.waiters() == 2).await;
+    let topics: Vec<String> = redis.command("PUBSUB CHANNELS *news").await;
+    let topics: std::collections::BTreeSet<_> = topics.iter().map(String::as_str).collect();
+    assert!(topics.into_iter().eq(["comet:0:/c/news", "comet:7:/c/news"]));
+    // A broadcast, of which nothing is stored where it is not heard.
+    assert_eq!(zero.comet.broadcast("/c/{name}", &1).await.expect("it answers"), 1);
+    let [here, there] = waits;
+    assert_eq!(here.await.expect("no panic").text(), "[1]");
+    seven.comet.channel("/c/news").publish(&2).await.expect("it is made");
+    assert_eq!(there.await.expect("no panic").text(), "[2]");
+    assert_eq!(seven.read_all("/c/news").await, [2]);
 }

@@ -1,4 +1,4 @@
--- What was left for later: appends, closes, or both, on whatever terms. Packed after what the usual append is given: type to create
+-- What the short script has left: appends, closes, or both, on whatever terms. Packed after what the usual append is given: type to create
 -- with, kind of content (j, b or -), close, Stream-Seq, producer's id, epoch and number, tag of a fingerprint, id of the broadcast that
 -- the append is part of (8 bytes, or none).
 
@@ -90,22 +90,22 @@ local function append(nth)
 
   if fresh then
     it = make(meta, create, tag, own, false, broadcast ~= '')
-    redis.call('PUBLISH', topic, 'made')
+    write('PUBLISH', topic, 'made')
   end
+  local publication
   if kind ~= '-' then
-    add(it, topic, data, messages, own, closes)
-    if it.tail % 16 == 0 or it.sum - it.floorsum > 2 * BYTES then trim(it) end
-    save(it)
+    publication = add(it, data, messages, own, closes)
+    if (it.tail % 16 == 0 or it.sum - it.floorsum > 2 * BYTES) and trim(it) then save(it) end
   end
   if broadcast ~= '' then
-    redis.call('HSET', meta, 'broadcasts', string.sub(broadcasts .. broadcast, -64))
+    write('HSET', meta, 'broadcasts', string.sub(broadcasts .. broadcast, -64))
   elseif it.transient then
     settle(it, false)
   end
-  if seq ~= '' then redis.call('HSET', meta, 'seq', seq) end
+  if seq ~= '' then write('HSET', meta, 'seq', seq) end
   if id ~= '' then
-    local heard = redis.call('HINCRBY', meta, 'heard', 1)
-    if not known and redis.call('HINCRBY', meta, 'producers', 1) > PRODUCERS then
+    local heard = write('HINCRBY', meta, 'heard', 1)
+    if not known and write('HINCRBY', meta, 'producers', 1) > PRODUCERS then
       -- One too many: the one that was silent the longest is forgotten.
       local silent, since
       local all = redis.call('HGETALL', meta)
@@ -116,34 +116,42 @@ local function append(nth)
         end
       end
       if silent then
-        redis.call('HDEL', meta, silent)
-        redis.call('HINCRBY', meta, 'producers', -1)
+        write('HDEL', meta, silent)
+        write('HINCRBY', meta, 'producers', -1)
       end
     end
-    redis.call('HSET', meta, 'p:' .. id, table.concat({ text(epoch), text(number), text(heard) }, ' '))
+    write('HSET', meta, 'p:' .. id, table.concat({ text(epoch), text(number), text(heard) }, ' '))
   end
   if closes then
     it.closed = true
     save_all(it)
-    if id ~= '' then redis.call('HSET', meta, 'by', table.concat({ text(epoch), text(number), id }, ' ')) end
-    if kind == '-' then redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' ')) end
+    if id ~= '' then write('HSET', meta, 'by', table.concat({ text(epoch), text(number), id }, ' ')) end
   end
   keep(it, true)
+  publication = publication or closes and table.concat({ 'closed', text(it.tail), it.low }, ' ')
+  if publication then write('PUBLISH', topic, publication) end
   return done(closes, false, id ~= '' and text(epoch) or nil, id ~= '' and text(number) or nil)
 end
 
+for _, nth in ipairs(torn or {}) do
+  dirty = true
+  answers[nth] = failure(answers[nth])
+  recover(KEYS[2 * nth - 1], ARGV[3 * nth - 2])
+end
 for _, meta in ipairs(trims or {}) do
-  local it = load(meta)
-  if it and trim(it) then save(it) end
+  -- The append that this follows is made, whatever comes of it.
+  pcall(function()
+    local it = load(meta)
+    if it and trim(it) then save(it) end
+  end)
 end
 for _, nth in ipairs(later or {}) do
-  if not written then
-    -- Nothing was done yet, so that an error is all there is to say.
-    answers[nth] = append(nth)
-    written = true
-  else
-    local fine, answer = pcall(append, nth)
-    answers[nth] = fine and answer or { 'failed', type(answer) == 'table' and answer.err or tostring(answer) }
+  dirty = false
+  local fine, answer = pcall(append, nth)
+  if not fine then
+    answer = failure(answer)
+    recover(KEYS[2 * nth - 1], ARGV[3 * nth - 2])
   end
+  answers[nth] = answer
 end
 return answers

@@ -1,7 +1,7 @@
 //! What is asked of Redis: what a script is given for it, and what its answer means.
 
 use bytes::Bytes;
-use redis::{FromRedisValue, Script, Value};
+use redis::{FromRedisValue, Value};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     Redis,
-    call::{Call, content, fingerprint, place, text},
+    call::{Call, content, fingerprint, pack_fork, place, text},
+    link::Kind,
     said::{Said, entry, parse_id, strange},
-    scripts::millis,
+    scripts::{Script, millis},
     together::Wish,
 };
 use crate::{
@@ -83,8 +84,8 @@ impl Redis {
         content(&mut script, batch.as_ref());
         let (tag, own) = fingerprint();
         script.arg(tag).arg(own);
-        if let Some(Fork { source: from, at, part }) = &creation.fork {
-            script.arg(format!("{part} {at:?} {from}")).arg(&self.keys.channel(from)[0]);
+        if let Some(fork) = &creation.fork {
+            script.arg(pack_fork(fork)).arg(&self.keys.channel(&fork.source)[0]);
             let Source { at, part, .. } = source.unwrap_or_default();
             place(&mut script, at);
             match &part {
@@ -94,7 +95,7 @@ impl Redis {
         } else {
             script.arg("");
         }
-        let mut said = Said::new(self.link.write(&script).await?)?;
+        let mut said = Said::new(self.link.write(&script).await?, Kind::Write)?;
         Err(match &*said.text()? {
             "created" => {
                 let (tail, closed) = (said.offset()?, said.flag()?);
@@ -109,7 +110,7 @@ impl Redis {
             "unknown" => Error::Unknown,
             "fork-offset" => Error::ForkOffset,
             "type" => Error::ContentType { holds: said.text()? },
-            _ => strange(),
+            word => said.failure(word),
         })
     }
 
@@ -141,11 +142,12 @@ impl Redis {
     pub(super) async fn ask_to_delete(&self, name: &str) -> Result<Offset, Error> {
         let mut script = self.script(&self.scripts.delete, name);
         script.arg(self.keys.topic(name));
-        let mut said = Said::new(self.link.write(&script).await?)?;
+        let mut said = Said::new(self.link.write(&script).await?, Kind::Write)?;
         match &*said.text()? {
             "done" => said.offset(),
             "deleted" => Err(said.gone()?),
-            _ => Err(Error::Unknown),
+            "unknown" => Err(Error::Unknown),
+            word => Err(said.failure(word)),
         }
     }
 
@@ -160,17 +162,18 @@ impl Redis {
         let mut script = self.script(&self.scripts.read, name);
         place(&mut script, Some(from));
         script.arg(limit).arg(u8::from(touch == Touch::Yes));
-        let mut said = Said::new(self.link.read(&script).await?)?;
+        let mut said = Said::new(self.link.read(&script).await?, Kind::Read)?;
         match &*said.text()? {
             "found" => {}
             "deleted" => return Err(said.gone()?),
-            _ => {
+            "unknown" => {
                 let absent_tail = said.offset()?;
                 return match said.flag()? {
                     true => Ok(Found::Nothing(absent_tail)),
                     false => Err(Error::Gone(Gone::new(Reason::Unknown, absent_tail, absent_tail))),
                 };
             }
+            word => return Err(said.failure(word)),
         }
         let reason = said.text()?;
         let content_type = MediaType::stored(&said.text()?);
@@ -212,11 +215,12 @@ impl Redis {
         call.arg(&packed[..]);
         let seen = |value| match value {
             Value::Int(1) => Ok(Seen::Same),
-            Value::BulkString(id) => parse_id(&id).map(Seen::At).ok_or_else(strange),
+            Value::BulkString(id) => parse_id(&id).map(Seen::At).ok_or_else(|| strange(Kind::Read)),
             _ => Ok(Seen::Other),
         };
-        let seen: Vec<_> = Said::new(self.link.read(&call).await?)?.items().map(seen).collect::<Result<_, _>>()?;
-        if seen.len() == held.len() { Ok(seen) } else { Err(strange()) }
+        let said = Said::new(self.link.read(&call).await?, Kind::Read)?;
+        let seen: Vec<_> = said.items().map(seen).collect::<Result<_, _>>()?;
+        if seen.len() == held.len() { Ok(seen) } else { Err(strange(Kind::Read)) }
     }
 
     pub(super) async fn ask_to_verify(&self, appends: &[(Arc<str>, Offset)]) -> Result<Vec<Fate>, Error> {
@@ -225,7 +229,7 @@ impl Redis {
         for (_, tail) in appends {
             call.arg(tail.position()).arg(tail.fingerprint());
         }
-        let mut said = Said::new(self.link.read(&call).await?)?;
+        let mut said = Said::new(self.link.read(&call).await?, Kind::Read)?;
         let fate = |_| {
             Ok(match &*said.text()? {
                 "kept" => Fate::Kept,
@@ -245,10 +249,10 @@ impl Redis {
         loop {
             let mut command = redis::cmd("SCAN");
             command.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
-            let mut said = Said::new(self.link.ask(&command).await?)?;
+            let mut said = Said::new(self.link.ask(&command).await?, Kind::Read)?;
             cursor = said.number()?;
             for key in said.list()? {
-                let key = String::from_redis_value(key).map_err(|_| strange())?;
+                let key = String::from_redis_value(key).map_err(|_| said.strange())?;
                 if let Some(name) = key.get(begin..).and_then(|rest| rest.strip_suffix(end)) {
                     names.push(name.to_owned());
                 }
@@ -268,7 +272,7 @@ impl Redis {
         let mut command = redis::cmd("XRANGE");
         command.arg(&self.keys.channel(name)[1]).arg(offset.position()).arg(offset.position());
         let found = self.link.ask(&command).await.ok().and_then(|found| Vec::<Value>::from_redis_value(found).ok());
-        let first = found.and_then(|found| Said::new(found.into_iter().next()?).ok()?.text().ok());
+        let first = found.and_then(|found| Said::new(found.into_iter().next()?, Kind::Read).ok()?.text().ok());
         let low = first.and_then(|id| id.split_once('-')?.1.parse().ok());
         low.map_or(Place::From(Start::Tail), |low| Place::From(Start::After(Offset::new(offset.position(), low))))
     }

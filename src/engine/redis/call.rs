@@ -1,8 +1,9 @@
 //! One call of a script, and how it is said what is meant.
 
-use redis::{Cmd, Script, ToRedisArgs};
+use redis::{Arg, Cmd, ToRedisArgs};
 
-use crate::engine::{Batch, Offset, Place, Start};
+use super::scripts::Script;
+use crate::engine::{Batch, Fork, Offset, Place, Start};
 
 /// A script with its keys and arguments, put together as they are given.
 pub(super) struct Call<'a> {
@@ -14,11 +15,23 @@ impl<'a> Call<'a> {
     /// `count` keys.
     pub(super) fn new<'k>(script: &'a Script, count: usize, keys: impl Iterator<Item = &'k String>) -> Self {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(count);
+        command.arg(&*script.hash).arg(count);
         for key in keys {
             command.arg(key);
         }
         Self { script, command }
+    }
+
+    /// The same call with the whole script, for a Redis that does not have it. It loads the script.
+    pub(super) fn whole(&self) -> Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(&*self.script.text);
+        for arg in self.command.args_iter().skip(2) {
+            if let Arg::Simple(arg) = arg {
+                command.arg(arg);
+            }
+        }
+        command
     }
 
     pub(super) fn arg(&mut self, arg: impl ToRedisArgs) -> &mut Self {
@@ -27,15 +40,26 @@ impl<'a> Call<'a> {
     }
 }
 
-pub(super) fn place(script: &mut Call<'_>, place: Option<Place>) {
-    let (word, offset) = match place {
+/// Encodes a fork as it was requested, to compare it with a later request. Stored in the channel's hash, so a change of this encoding
+/// is a change of the [layout](super::scripts::LAYOUT).
+pub(super) fn pack_fork(Fork { source, at, part }: &Fork) -> String {
+    let (word, offset) = word(at.map(Place::From));
+    format!("{part} {word} {} {} {source}", offset.position(), offset.fingerprint())
+}
+
+fn word(place: Option<Place>) -> (&'static str, Offset) {
+    match place {
         None => ("nowhere", Offset::ZERO),
         Some(Place::Window) => ("window", Offset::ZERO),
         Some(Place::From(Start::Earliest)) => ("earliest", Offset::ZERO),
         Some(Place::From(Start::Tail)) => ("tail", Offset::ZERO),
         Some(Place::From(Start::Origin)) => ("origin", Offset::ZERO),
         Some(Place::From(Start::After(offset))) => ("after", offset),
-    };
+    }
+}
+
+pub(super) fn place(script: &mut Call<'_>, place: Option<Place>) {
+    let (word, offset) = word(place);
     script.arg(word).arg(offset.position()).arg(offset.fingerprint());
 }
 
@@ -55,4 +79,30 @@ pub(super) fn fingerprint() -> (u32, u32) {
 pub(super) fn text(packed: &mut Vec<u8>, text: &str) {
     packed.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
     packed.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_encoding_of_a_fork_does_not_change() {
+        let fork = |at, part| pack_fork(&Fork { source: "/a b".into(), at, part });
+        assert_eq!(fork(None, 0), "0 nowhere 0 0 /a b");
+        assert_eq!(fork(Some(Start::Tail), 0), "0 tail 0 0 /a b");
+        assert_eq!(fork(Some(Start::Origin), 0), "0 origin 0 0 /a b");
+        assert_eq!(fork(Some(Start::Earliest), 2), "2 earliest 0 0 /a b");
+        assert_eq!(fork(Some(Start::After(Offset::new(7, 258))), 3), "3 after 7 258 /a b");
+    }
+
+    #[test]
+    fn a_call_with_the_whole_script_has_the_same_keys_and_arguments() {
+        let script = Script { text: "return 1".into(), hash: "00".into() };
+        let keys = ["a".to_owned(), String::new()];
+        let mut call = Call::new(&script, 2, keys.iter());
+        call.arg(&b"\0\xff"[..]).arg("").arg(17);
+        let mut expected = redis::cmd("EVAL");
+        expected.arg("return 1").arg(2).arg("a").arg("").arg(&b"\0\xff"[..]).arg("").arg(17);
+        assert_eq!(call.whole().get_packed_command(), expected.get_packed_command());
+    }
 }

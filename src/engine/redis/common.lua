@@ -1,6 +1,37 @@
--- What a script needs that looks at more than the usual.
+-- What a script needs for more than the usual append.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+-- Whether the current operation has changed anything. Every change is made by `write`.
+local dirty = false
+
+local function write(...)
+  local answer = redis.call(...)
+  dirty = true
+  return answer
+end
+
+local DAMAGED = "DAMAGED the channel's hash is not what any version of this program writes"
+
+-- Raises an error for another layout, which `failure` recognises. Every table that is raised has `err`: Redis 7.0 crashes if a script
+-- ends with one that has not.
+local function check_layout(at)
+  local layout = string.byte(at)
+  if layout == LAYOUT and #at == AT_SIZE then return end
+  if layout and layout ~= LAYOUT and layout < 32 then error({ err = 'LAYOUT ' .. layout }) end
+  error({ err = DAMAGED })
+end
+
+-- The answer for an operation that has raised an error: another layout, or the error's text, and whether anything was changed
+-- before.
+local function failure(thrown)
+  local said = type(thrown) == 'table' and thrown.err or tostring(thrown)
+  local layout = string.match(said, '^LAYOUT (%d+)$')
+  if layout then return { 'layout', layout } end
+  -- The server is a replica, so this script has changed nothing. The node has to connect to another server.
+  if not dirty and string.find(said, 'READONLY', 1, true) then error(thrown, 0) end
+  return { 'failed', said, dirty and '1' or '0' }
+end
 
 local function text(number)
   return string.format('%.0f', number)
@@ -41,7 +72,7 @@ local SPAN = AGE > 0 and AGE + LINGER or 604800000
 local function origin(meta)
   local was = redis.call('GET', was_of(meta))
   if not was then return text(AGE > 0 and math.floor(now / SPAN * 2) or 0) end
-  redis.call('PEXPIRE', was_of(meta), text(SPAN))
+  write('PEXPIRE', was_of(meta), text(SPAN))
   return was
 end
 
@@ -52,7 +83,7 @@ end
 
 -- Remembers that there was a channel: for so long after it may be gone.
 local function remember(it, lives)
-  redis.call('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + SPAN))
+  write('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + SPAN))
 end
 
 -- What seldom changes: tag, the absent tail before it existed, how it came to exist (0 by an append, 1 by a creation, 2 by a
@@ -61,60 +92,67 @@ local IS = '^(%d+) (%d+) (%d) (%S+) (%S+) (%d) (%d)$'
 
 local function pack_at(it)
   local plain = not (it.closed or it.buried or it.ttl or it.till or it.transient)
-  return struct.pack(AT, plain and (is_json(it.type) and 'j' or 'b') or '-', it.tag, it.tail, it.floor, tonumber(it.low),
+  return struct.pack(AT, LAYOUT, plain and (is_json(it.type) and 'j' or 'b') or '-', it.tag, it.tail, it.floor, tonumber(it.low),
     tonumber(it.floorlow), it.sum, it.floorsum, it.first, it.kept)
 end
 
 local function save(it)
-  redis.call('HSET', it.meta, 'at', pack_at(it))
+  write('HSET', it.meta, 'at', pack_at(it))
 end
 
 local function save_all(it)
   local is = table.concat({ text(it.tag), it.born, it.transient and '2' or it.made and '1' or '0', it.ttl and text(it.ttl) or '-',
     it.till and text(it.till) or '-', it.closed and '1' or '0', it.buried and '1' or '0' }, ' ')
-  redis.call('HSET', it.meta, 'is', is, 'at', pack_at(it))
+  write('HSET', it.meta, 'is', is, 'at', pack_at(it))
 end
 
--- Whether a channel that was deleted is needed for its name: a fork of it is still there, or a fork of that.
+-- Whether a deleted channel still has forks, or forks of deleted forks. A fork that this layout cannot read counts as one, and is
+-- not changed.
 local function has_forks(meta, tag)
   for _, fork in ipairs(redis.call('SMEMBERS', forks_of(meta))) do
-    local v = redis.call('HMGET', fork, 'of', 'is')
+    local v = redis.pcall('HMGET', fork, 'of', 'is', 'at')
+    if v.err or v[3] and string.byte(v[3]) ~= LAYOUT then return true end
     if v[1] == meta .. ' ' .. tag and v[2] then
       local own, _, _, _, _, _, buried = string.match(v[2], IS)
-      if buried == '0' or has_forks(fork, own) then return true end
+      if buried ~= '1' or has_forks(fork, own) then return true end
     end
-    redis.call('SREM', forks_of(meta), fork)
+    write('SREM', forks_of(meta), fork)
   end
   return false
 end
 
--- Takes a channel away, and with it those it was forked from, if they were deleted and it was their last fork.
+-- Removes a channel, and each of its sources that was deleted and has no other fork.
 local function remove(meta)
   while true do
     local of = redis.call('HGET', meta, 'of')
-    redis.call('UNLINK', meta, log_of(meta), forks_of(meta))
+    write('UNLINK', meta, log_of(meta), forks_of(meta))
     if not of then return end
     meta = string.match(of, '^(.*) ')
-    local is = redis.call('HGET', meta, 'is')
-    if not is then return end
-    local tag, _, _, _, _, _, buried = string.match(is, IS)
-    if buried == '0' or has_forks(meta, tag) then return end
+    local v = redis.pcall('HMGET', meta, 'is', 'at')
+    if v.err or not v[1] or not v[2] or string.byte(v[2]) ~= LAYOUT then return end
+    local tag, _, _, _, _, _, buried = string.match(v[1], IS)
+    if buried ~= '1' or has_forks(meta, tag) then return end
   end
 end
 
--- What is known of a channel, or nil.
+-- Returns a channel, or nil if it does not exist. Raises an error if this layout cannot read it.
 local function load(meta)
   local v = redis.call('HMGET', meta, 'type', 'is', 'at')
-  if not v[1] then return nil end
+  if not v[3] then
+    if redis.call('EXISTS', meta) == 0 then return nil end
+    error({ err = DAMAGED })
+  end
+  check_layout(v[3])
   local it = { meta = meta, log = log_of(meta), type = v[1] }
-  local tag, born, made, ttl, till, closed, buried = string.match(v[2], IS)
+  local tag, born, made, ttl, till, closed, buried = string.match(v[2] or '', IS)
+  if not v[1] or not tag then error({ err = DAMAGED }) end
   it.tag, it.born, it.made, it.closed, it.buried = tonumber(tag), born, made == '1', closed == '1', buried == '1'
   it.transient, it.ttl, it.till = made == '2', tonumber(ttl), tonumber(till)
   if it.buried and not has_forks(meta, tag) then
     remove(meta)
     return nil
   end
-  local _, _, tail, floor, low, floorlow, sum, floorsum, first, kept = struct.unpack(AT, v[3])
+  local _, _, _, tail, floor, low, floorlow, sum, floorsum, first, kept = struct.unpack(AT, v[3])
   it.tail, it.low, it.floor, it.floorlow = tail, text(low), floor, text(floorlow)
   it.sum, it.floorsum, it.first, it.kept = sum, floorsum, first, kept
   if tail > floor and redis.call('EXISTS', it.log) == 0 then
@@ -124,7 +162,10 @@ local function load(meta)
   return it
 end
 
--- A channel that was not there. A log without a channel is what an eviction left.
+-- The channel that is being created. If that fails, `recover` removes it.
+local creating
+
+-- Creates a channel that does not exist. Removes a stream without a hash, which an eviction has left.
 local function make(meta, media_type, tag, own, made, transient)
   local low, born = fingerprint(tag, own), origin(meta)
   local it = {
@@ -132,10 +173,12 @@ local function make(meta, media_type, tag, own, made, transient)
     type = media_type, tag = tag, tail = 0, low = low, floor = 0, floorlow = low, sum = 0, floorsum = 0,
     closed = false, made = made, transient = transient, born = born, first = now, kept = 0,
   }
-  -- What needs memory comes first: once a script has written, it is not refused any more.
-  redis.call('HSET', meta, 'type', media_type)
+  creating = it
+  -- What needs memory comes first: once a script has written, Redis does not refuse its writes for lack of memory.
+  write('HSET', meta, 'type', media_type)
   save_all(it)
-  redis.call('UNLINK', it.log, forks_of(meta), was_of(meta))
+  write('UNLINK', it.log, forks_of(meta), was_of(meta))
+  creating = nil
   return it
 end
 
@@ -181,9 +224,9 @@ local function trim(it)
     trimmed = true
     -- Never a stream without entries: its last id would outlive what it counts.
     if it.tail == it.floor then
-      redis.call('UNLINK', it.log)
+      write('UNLINK', it.log)
     elseif gone > 0 then
-      redis.call('XTRIM', it.log, 'MAXLEN', it.tail - it.floor)
+      write('XTRIM', it.log, 'MAXLEN', it.tail - it.floor)
     end
     if gone < 16 then break end
   end
@@ -195,21 +238,21 @@ end
 local function keep(it, written)
   local idle = it.ttl or it.transient and LINGER
   if idle then
-    redis.call('PEXPIRE', it.meta, idle)
-    redis.call('PEXPIRE', it.log, idle)
+    write('PEXPIRE', it.meta, idle)
+    write('PEXPIRE', it.log, idle)
     remember(it, idle)
   elseif it.till then
-    redis.call('PEXPIREAT', it.meta, it.till)
-    redis.call('PEXPIREAT', it.log, it.till)
+    write('PEXPIREAT', it.meta, it.till)
+    write('PEXPIREAT', it.log, it.till)
     if written then remember(it, math.max(it.till - now, 0)) end
   elseif AGE > 0 then
     if written and it.kept + SPARE <= now then
       it.kept = now
       save(it)
-      redis.call('PEXPIRE', it.log, text(AGE + SPARE + 1))
-      if not it.made then redis.call('PEXPIRE', it.meta, text(AGE + SPARE + LINGER)) end
+      write('PEXPIRE', it.log, text(AGE + SPARE + 1))
+      if not it.made then write('PEXPIRE', it.meta, text(AGE + SPARE + LINGER)) end
     elseif not written and not it.made and redis.call('PTTL', it.meta) < LINGER then
-      redis.call('PEXPIRE', it.meta, LINGER)
+      write('PEXPIRE', it.meta, LINGER)
     end
   end
 end
@@ -218,20 +261,55 @@ end
 local function settle(it, made)
   it.transient, it.made, it.kept = false, made, 0
   save_all(it)
-  redis.call('PERSIST', it.meta)
-  redis.call('PERSIST', it.log)
+  write('PERSIST', it.meta)
+  write('PERSIST', it.log)
 end
 
--- Adds an append, and says so to whoever has subscribed.
-local function add(it, topic, data, messages, own, closes)
-  local before = it.low
+-- Sets the tail to the stream's last id, if that is another one. Returns whether it was.
+local function catch_up(it)
+  local last = redis.call('XREVRANGE', it.log, '+', '-', 'COUNT', 1)[1]
+  if not last then return false end
+  local at, low = split(last[1])
+  if at == it.tail and low == it.low or math.floor(tonumber(low) / 4294967296) ~= it.tag then return false end
+  local _, _, sum = struct.unpack(ONE, field(last, 'm'))
+  it.tail, it.low, it.sum = at, low, sum
+  return true
+end
+
+-- After an operation on a channel has failed: writes its tail anew, and has the nodes read it.
+local function mend(meta, topic)
+  local it = load(meta)
+  if not it then return end
+  if catch_up(it) then save(it) end
+  redis.call('PUBLISH', topic, 'made')
+end
+
+-- Adds an append to the stream, and saves the channel. Returns what the caller publishes once all else is done.
+local function add(it, data, messages, own, closes)
   -- A stream that is made now has no expiry yet.
   if it.tail == it.floor then it.first, it.kept = now, 0 end
-  it.tail, it.low, it.sum = it.tail + 1, fingerprint(it.tag, own), it.sum + #data
-  redis.call('XADD', it.log, text(it.tail) .. '-' .. it.low, 'd', data, 'm', struct.pack(ONE, messages, now, it.sum))
+  local before
+  -- The hash first, as in `lean.lua`. Returns the error if the entry is refused.
+  local function try()
+    local tail, sum, was = it.tail, it.sum, dirty
+    before = it.low
+    local held = pack_at(it)
+    it.tail, it.low, it.sum = tail + 1, fingerprint(it.tag, own), sum + #data
+    save(it)
+    local id = text(it.tail) .. '-' .. it.low
+    local added = redis.pcall('XADD', it.log, id, 'd', data, 'm', struct.pack(ONE, messages, now, it.sum))
+    if type(added) ~= 'table' or not added.err then return nil end
+    it.tail, it.low, it.sum = tail, before, sum
+    write('HSET', it.meta, 'at', held)
+    dirty = was
+    return added
+  end
+  local refused = try()
+  if refused and catch_up(it) then refused = try() end
+  if refused then error(refused) end
   local whole = #data <= INLINE
   local head = struct.pack(HEARD, it.tail, tonumber(it.low), tonumber(before), messages, (closes and 1 or 0) + (whole and 2 or 0))
-  redis.call('PUBLISH', topic, '+' .. head .. (whole and data or ''))
+  return '+' .. head .. (whole and data or '')
 end
 
 -- Where a place is in a log: the position and fingerprint just before it, or why it is none.
@@ -249,4 +327,24 @@ local function locate(it, where, position, low)
   local id = position .. '-' .. low
   if #redis.call('XRANGE', it.log, id, id, 'COUNT', 1) == 1 then return at, low end
   return nil, 'other-log'
+end
+
+-- After an operation on a channel has failed: removes the channel if its creation was not complete. Otherwise writes its tail anew,
+-- if anything was changed.
+local function recover(meta, topic)
+  if creating then
+    pcall(redis.call, 'UNLINK', creating.meta, creating.log)
+    creating = nil
+  elseif dirty and topic then
+    pcall(mend, meta, topic)
+  end
+end
+
+-- Answers what an operation on the channel of the first key returns, or how it failed.
+local function guarded(operation, topic)
+  local fine, answer = pcall(operation)
+  if fine then return answer end
+  answer = failure(answer)
+  recover(KEYS[1], topic)
+  return answer
 end

@@ -5,8 +5,11 @@ local HELD = '<I6I7BBB'
 
 local function is_so(meta, tail, low, made, closed, waited)
   local at = redis.call('HGET', meta, 'at')
-  if not at then return made == 0 and tonumber(origin(meta)) == low and 1 or 0 end
-  local plain, tag, tail_now, _, low_now, _, _, _, _, kept = struct.unpack(AT, at)
+  if not at then
+    return made == 0 and tonumber(origin(meta)) == low and redis.call('EXISTS', meta) == 0 and 1 or 0
+  end
+  check_layout(at)
+  local _, plain, tag, tail_now, _, low_now, _, _, _, _, kept = struct.unpack(AT, at)
   local created, closed_now, ttl = '0', '0', nil
   if plain == '-' then
     local buried
@@ -21,7 +24,7 @@ local function is_so(meta, tail, low, made, closed, waited)
     keep({ meta = meta, log = log_of(meta), tag = tag, ttl = ttl, transient = true }, false)
   elseif waited == 1 and AGE > 0 and kept + AGE <= now then
     local left = redis.call('PTTL', meta)
-    if left >= 0 and left < LINGER then redis.call('PEXPIRE', meta, LINGER) end
+    if left >= 0 and left < LINGER then write('PEXPIRE', meta, LINGER) end
   end
   if tail == tail_now and low == low_now then return 1 end
   return string.format('%d-%d', tail_now, low_now)
@@ -31,6 +34,8 @@ local seen, next = {}, 1
 for nth, meta in ipairs(KEYS) do
   local tail, low, made, closed, waited
   tail, low, made, closed, waited, next = struct.unpack(HELD, ARGV[1], next)
-  seen[nth] = is_so(meta, tail, low, made, closed, waited)
+  -- A channel that cannot be read is compared as another one: the read that follows reports why.
+  local fine, same = pcall(is_so, meta, tail, low, made, closed, waited)
+  seen[nth] = fine and same or 0
 end
 return seen

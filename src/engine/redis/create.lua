@@ -26,7 +26,7 @@ if it then
   elseif not it.made then
     it.made = true
     save_all(it)
-    if not it.ttl and not it.till then redis.call('PERSIST', meta) end
+    if not it.ttl and not it.till then write('PERSIST', meta) end
   end
   return created(it, false)
 end
@@ -47,17 +47,19 @@ if fork ~= '' then
 end
 
 it = make(meta, media_type, tag, own, true, false)
+-- Not complete until the end.
+creating = it
 set_idle(it, ttl)
 it.till, it.closed = tonumber(till), closed
 save_all(it)
-redis.call('PUBLISH', topic, 'made')
+write('PUBLISH', topic, 'made')
 if source then
   -- The same appends with the same ids, so that an offset of the source up to here is one of the fork.
   it.floor, it.floorlow, it.floorsum, it.first = source.floor, source.floorlow, source.floorsum, source.first
   it.tail, it.low, it.sum = it.floor, it.floorlow, it.floorsum
   while it.tail < at do
     for _, one in ipairs(redis.call('XRANGE', source.log, text(it.tail + 1) .. '-0', text(at) .. '-' .. atlow, 'COUNT', 64)) do
-      redis.call('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'))
+      write('XADD', it.log, one[1], 'd', field(one, 'd'), 'm', field(one, 'm'))
       it.tail, it.low = split(one[1])
       it.sum = it.sum + #field(one, 'd')
     end
@@ -65,21 +67,23 @@ if source then
   if ARGV[16] ~= '' then
     local next = text(at + 1) .. '-' .. ARGV[18]
     if #redis.call('XRANGE', source.log, next, next) == 0 then
-      redis.call('UNLINK', meta, it.log)
+      write('UNLINK', meta, it.log)
+      creating = nil
       return { 'fork-offset' }
     end
-    add(it, topic, ARGV[17], ARGV[16], own, false)
+    write('PUBLISH', topic, add(it, ARGV[17], ARGV[16], own, false))
   end
-  redis.call('SADD', forks_of(source.meta), meta)
-  redis.call('HSET', meta, 'fork', fork, 'of', source.meta .. ' ' .. text(source.tag))
+  write('SADD', forks_of(source.meta), meta)
+  write('HSET', meta, 'fork', fork, 'of', source.meta .. ' ' .. text(source.tag))
 end
 if kind ~= '' then
   -- Not the fingerprint of the part before.
-  add(it, topic, data, messages, (own + 1) % 4294967296, closed)
+  write('PUBLISH', topic, add(it, data, messages, (own + 1) % 4294967296, closed))
 end
 save(it)
 if closed and kind == '' then
-  redis.call('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' '))
+  write('PUBLISH', topic, table.concat({ 'closed', text(it.tail), it.low }, ' '))
 end
 keep(it, it.tail > it.floor)
+creating = nil
 return created(it, true)

@@ -5,10 +5,10 @@ if it.buried then return is_deleted(it) end
 if has_forks(it.meta, text(it.tag)) then
   it.buried = true
   save_all(it)
-  redis.call('UNLINK', it.log)
+  write('UNLINK', it.log)
 else
   remove(it.meta)
   if it.tail > 0 or it.closed then remember(it, 0) end
 end
-redis.call('PUBLISH', ARGV[1], table.concat({ 'deleted', text(it.tail), it.low }, ' '))
+write('PUBLISH', ARGV[1], table.concat({ 'deleted', text(it.tail), it.low }, ' '))
 return { 'done', text(it.tail), it.low }

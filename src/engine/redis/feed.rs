@@ -30,7 +30,8 @@ const IGNORED: usize = 64;
 pub(super) struct Subscriber {
     sink: PubSubSink,
     stream: PubSubStream,
-    prefix: String,
+    /// What all topics begin with.
+    topics: String,
     own: String,
     broadcasts: String,
     node: u64,
@@ -43,8 +44,8 @@ impl Subscriber {
         for topic in [&keys.own, &keys.broadcasts] {
             sink.subscribe(topic).await.map_err(|_| Error::Unreachable)?;
         }
-        let (prefix, own, broadcasts) = (format!("{}:", keys.prefix), keys.own.clone(), keys.broadcasts.clone());
-        Ok(Self { sink, stream, prefix, own, broadcasts, node: keys.node })
+        let (topics, own, broadcasts) = (keys.topics.clone(), keys.own.clone(), keys.broadcasts.clone());
+        Ok(Self { sink, stream, topics, own, broadcasts, node: keys.node })
     }
 
     /// Calls `request` for the topic of each channel.
@@ -54,7 +55,7 @@ impl Subscriber {
     {
         // One request for each topic, because old versions of the client expect one confirmation for each request. All
         // are sent by the first poll: without `unconstrained`, it would stop once the task's cooperative budget is used up.
-        let requests = names.iter().map(|name| request(self.sink.clone(), format!("{}{name}", self.prefix)));
+        let requests = names.iter().map(|name| request(self.sink.clone(), format!("{}{name}", self.topics)));
         let all = unconstrained(try_join_all(requests));
         Box::pin(async { all.await.map(drop).map_err(|_| Error::Unreachable) })
     }
@@ -78,7 +79,7 @@ impl Feed for Subscriber {
                 return Poll::Ready(Some((String::new(), Notice::Broadcast(broadcast))));
             }
             let Some(notice) = parse(message.get_payload_bytes(), topic == self.own) else { continue };
-            let name = topic.strip_prefix(&*self.prefix).unwrap_or_default().to_owned();
+            let name = topic.strip_prefix(&*self.topics).unwrap_or_default().to_owned();
             return Poll::Ready(Some((name, notice)));
         }
         cx.waker().wake_by_ref();

@@ -9,16 +9,21 @@
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 --
 -- The limits precede this as constants, which cost nothing: `APPENDS`, `BYTES`, `AGE` (0 for any), `LINGER`, `PRODUCERS`, `INLINE`,
--- the bytes that a publication carries, and `READ`, the appends that a read returns.
+-- the bytes that a publication carries, `READ`, the appends that a read returns, and `LAYOUT`, the number of this layout.
 
--- What every append changes: whether a plain append may be made without a further look (`j` or `b` for its content, or `-`), the
--- log's tag; the positions where it ends and before it begins, their fingerprints, how many bytes were ever appended up to
--- there; when the first append was made, and when the expiry of the keys was last set. Positions have no gaps, so they count.
--- All of it is below the 64 bytes with which Redis keeps a small hash in one piece.
-local AT = '<c1I3I6I6I7I7I6I6I6I6'
+-- The field `at`: the layout; whether the short script may make a plain append (`j` or `b` for its content, or `-`); the log's
+-- tag; the positions of its tail and of its floor, their fingerprints, the bytes appended up to each; when the first append
+-- was made, and when the expiry of the keys was last set. Positions have no gaps, so they count.
+--
+-- Every layout stores a hash at `…:channel` whose field `at` begins with a byte that is the layout's number, from 1 to 31. A
+-- script checks it before it unpacks anything else, and changes nothing of a channel of another layout. The field stays below 64
+-- bytes: up to that, Redis stores a small hash compactly.
+local AT = '<Bc1I3I6I6I7I7I6I6I6I6'
+local AT_SIZE = 55
 
 -- Beside an append's data: its messages, when it was made, how many bytes were ever appended up to its end.
 local ONE = '<I4I6I6'
+local ONE_SIZE = 16
 
 -- What is published of an append, after a `+` and before its data: its position and fingerprint, the fingerprint that it follows,
 -- its messages, whether it closes (1) and whether the data is there (2).

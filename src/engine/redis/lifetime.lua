@@ -12,5 +12,5 @@ end
 local function set_idle(it, digits)
   if digits == '' then return end
   it.ttl = math.min(tonumber(digits), MOST)
-  if it.ttl == MOST then redis.call('HSET', it.meta, 'ttl', digits) end
+  if it.ttl == MOST then write('HSET', it.meta, 'ttl', digits) end
 end

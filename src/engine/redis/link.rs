@@ -1,7 +1,7 @@
 //! The connection for commands: that it is lost is noticed by whoever uses it, and mended by who tends to the channels.
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Script, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, ServerErrorKind, Value,
     aio::MultiplexedConnection,
 };
 use std::{
@@ -16,9 +16,13 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-use super::call::Call;
+use super::{
+    call::Call,
+    said::{has_code, refused},
+    scripts::Script,
+};
 use crate::{
-    Error, Limit,
+    Error,
     engine::Answer,
     sync::{Mutex, assert_unlocked},
 };
@@ -29,8 +33,11 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// How long a command may take: a black hole is noticed by then.
 const RESPOND: Duration = Duration::from_secs(2);
 
-/// How often a script is loaded again that was flushed meanwhile.
-const LOADS: usize = 5;
+/// The codes with which Redis refuses a command before it runs it.
+const BEFORE: [&str; 7] = ["BUSY", "CROSSSLOT", "MISCONF", "MOVED", "NOPERM", "NOREPLICAS", "NOSCRIPT"];
+
+/// The codes after which a new connection may lead to another server: a replica since a failover, or a server that loads.
+const RECONNECT: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"];
 
 pub(super) struct Link {
     client: Client,
@@ -48,8 +55,8 @@ struct State {
 }
 
 /// Whether a command changes something.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     Read,
     Write,
 }
@@ -67,6 +74,11 @@ impl Link {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The number of the database that the URL names.
+    pub(super) fn database(&self) -> i64 {
+        self.client.get_connection_info().redis_settings().db()
     }
 
     pub(super) fn runtime(&self) -> &Handle {
@@ -88,7 +100,7 @@ impl Link {
         let mut opened = self.open().await;
         if let Ok(connection) = &mut opened {
             // Who may not load it, or may not yet, finds out when it is run.
-            drop(script.load_async(connection).await);
+            drop(script.load().exec_async(connection).await);
         }
         let opened = opened.ok();
         let is_open = opened.is_some();
@@ -151,19 +163,12 @@ impl Link {
 
     async fn run(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
         let (mut connection, number) = self.connection()?;
-        let mut loads = LOADS;
-        loop {
-            let mut said = call.command.query_async(&mut connection).await;
-            // It was never loaded, or flushed again before it was run: nothing was done.
-            if loads > 0 && said.as_ref().is_err_and(|error: &redis::RedisError| is_unknown_script(error)) {
-                loads -= 1;
-                match call.script.load_async(&mut connection).await {
-                    Ok(_) => continue,
-                    Err(error) => said = Err(error),
-                }
-            }
-            return said.map_err(|error| self.judge(&error, kind, number));
+        let mut said = call.command.query_async(&mut connection).await;
+        // The script was never loaded, or was flushed, so nothing was done.
+        if said.as_ref().is_err_and(is_unknown_script) {
+            said = call.whole().query_async(&mut connection).await;
         }
+        said.map_err(|error| self.judge(&error, kind, number))
     }
 
     /// Lets a future use the runtime's clock and sockets, whoever polls it: a thread may, that has none.
@@ -180,23 +185,13 @@ impl Link {
         Ok((connection, state.number))
     }
 
-    /// What an error says about what was asked for, on the connection of this number.
+    /// Converts an error of a command on the connection of this number, and drops the connection if it is of no use any more.
     fn judge(&self, error: &redis::RedisError, kind: Kind, number: u64) -> Error {
-        match error.kind() {
-            // Redis has refused it: nothing was done. Out of memory is a limit like any other.
-            ErrorKind::Server(_) | ErrorKind::Extension if says(error, "OOM") => Error::Full(Limit::History),
-            ErrorKind::Server(_) | ErrorKind::Extension => {
-                // A replica since a failover, or loading: another connection may lead to another server.
-                if ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"].iter().any(|word| says(error, word)) {
-                    self.lose(number);
-                }
-                Error::Unreachable
-            }
-            _ => {
-                self.lose(number);
-                if kind == Kind::Write { Error::Uncertain } else { Error::Unreachable }
-            }
+        let (error, lost) = convert(error, kind);
+        if lost {
+            self.lose(number);
         }
+        error
     }
 
     fn lose(&self, number: u64) {
@@ -226,13 +221,25 @@ fn check_provider(client: &Client) -> Result<(), RedisError> {
     Err(RedisError((ErrorKind::InvalidClientConfig, what).into()))
 }
 
-fn is_unknown_script(error: &redis::RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+/// Converts an error of a command. The result says that nothing was done only if that is certain. Returns also whether a new
+/// connection is needed.
+fn convert(error: &redis::RedisError, kind: Kind) -> (Error, bool) {
+    let (ErrorKind::Server(_) | ErrorKind::Extension) = error.kind() else {
+        return (if kind == Kind::Write { Error::Uncertain } else { Error::Unreachable }, true);
+    };
+    let text = [error.code(), error.detail()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let has = |code: &&str| has_code(&text, code);
+    if RECONNECT.iter().any(has) {
+        return (Error::Unreachable, true);
+    }
+    // A script that has changed something is neither refused for lack of memory nor killed.
+    let unchanged = has_code(&text, "OOM") || text.contains("Script killed by user");
+    let before = BEFORE.iter().any(has) && !text.contains("user_script");
+    (if kind == Kind::Read || unchanged || before { refused(&text) } else { Error::Uncertain }, false)
 }
 
-/// Whether an error is of this kind. Before Redis 7 what goes wrong in a script is told within another error.
-fn says(error: &redis::RedisError, word: &str) -> bool {
-    error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(&format!("-{word} ")))
+fn is_unknown_script(error: &redis::RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
 /// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there, or that there are too many.
@@ -287,5 +294,52 @@ impl fmt::Debug for RedisError {
 impl std::error::Error for RedisError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_is_reported_as_not_done_only_if_redis_has_not_begun_it() {
+        use ServerErrorKind::{BusyLoading, NoPerm, ReadOnly, ResponseError};
+        let converted = |kind, text: &str, write| {
+            let (error, lost) = convert(&(ErrorKind::Server(kind), "", text.to_owned()).into(), write);
+            let word = match error {
+                Error::Engine(_) => "engine",
+                Error::Full(_) => "full",
+                Error::Unreachable => "unreachable",
+                Error::Uncertain => "uncertain",
+                other => panic!("{other:?}"),
+            };
+            (word, lost)
+        };
+        let killed = "Error running script: @user_script: 1: Script killed by user with SCRIPT KILL...";
+        let refused = "The user executing the script can't run this command script: 00, on @user_script:9.";
+        let old = "Error running script (call to f_00): @user_script:9: @user_script: 9: ";
+        for (kind, text, write, read) in [
+            (NoPerm, "No permissions to access a key", ("engine", false), ("engine", false)),
+            (NoPerm, refused, ("uncertain", false), ("engine", false)),
+            (ResponseError, refused, ("uncertain", false), ("engine", false)),
+            (ResponseError, "something that only a proxy says", ("uncertain", false), ("engine", false)),
+            (ResponseError, killed, ("engine", false), ("engine", false)),
+            (ResponseError, &format!("{old}-OOM command not allowed"), ("full", false), ("full", false)),
+            (ResponseError, &format!("{old}-READONLY You can't write"), ("unreachable", true), ("unreachable", true)),
+            (
+                ResponseError,
+                "READONLY You can't write script: 00, on @user_script:9.",
+                ("unreachable", true),
+                ("unreachable", true),
+            ),
+            (ReadOnly, "You can't write script: 00, on @user_script:9.", ("unreachable", true), ("unreachable", true)),
+            (BusyLoading, "Redis is loading the dataset in memory", ("unreachable", true), ("unreachable", true)),
+        ] {
+            assert_eq!(converted(kind, text, Kind::Write), write, "{text}");
+            assert_eq!(converted(kind, text, Kind::Read), read, "{text}");
+        }
+        let cut = || io::Error::from(io::ErrorKind::BrokenPipe).into();
+        assert!(matches!(convert(&cut(), Kind::Write), (Error::Uncertain, true)));
+        assert!(matches!(convert(&cut(), Kind::Read), (Error::Unreachable, true)));
     }
 }

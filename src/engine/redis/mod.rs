@@ -48,9 +48,11 @@ pub(super) struct Kept {
     pub(super) producers: usize,
 }
 
-/// Where in Redis the channels are.
+/// The names of the channels' keys and topics in Redis.
 pub(super) struct Keys {
     prefix: String,
+    /// What all topics begin with: the prefix, and the number of the database, because all databases of a server share their topics.
+    topics: String,
     /// What this process publishes to itself.
     own: String,
     /// The topic to which all processes publish their broadcasts. Like the one above, it is no channel's topic, because
@@ -67,9 +69,9 @@ impl Keys {
         [format!("{prefix}:{{{name}}}:channel"), format!("{prefix}:{{{name}}}:log")]
     }
 
-    /// What is published about a channel.
+    /// The topic to which the scripts publish what happens to a channel.
     fn topic(&self, name: &str) -> String {
-        format!("{}:{name}", self.prefix)
+        format!("{}{name}", self.topics)
     }
 
     /// All keys of channels, for `SCAN`.
@@ -89,11 +91,13 @@ impl Redis {
         faults: Faults,
     ) -> Result<Self, RedisError> {
         let node = fastrand::u64(..);
-        let (own, broadcasts) = (format!("{prefix}:\u{0}probe:{node:016x}"), format!("{prefix}:\u{0}broadcast"));
         let link = Arc::new(Link::new(url)?);
+        let topics = format!("{prefix}:{}:", link.database());
+        let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
         let scripts = Scripts::new(&Kept { retention, producers });
         let together = Arc::new(Together::new(link.clone(), scripts.append.clone()));
-        Ok(Self { link, scripts, together, keys: Keys { prefix: prefix.to_owned(), own, broadcasts, node }, faults })
+        let keys = Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node };
+        Ok(Self { link, scripts, together, keys, faults })
     }
 
     /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no

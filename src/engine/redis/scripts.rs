@@ -1,7 +1,7 @@
 //! The scripts, with the bounds of what is kept.
 
-use redis::Script;
-use std::time::Duration;
+use redis::Cmd;
+use std::{sync::Arc, time::Duration};
 
 use super::Kept;
 use crate::engine::{READ, Retention};
@@ -11,6 +11,30 @@ const INLINE: usize = 8 * 1024;
 
 /// How long a channel that nobody created is remembered after its history and its last reader.
 const LINGER: Duration = Duration::from_secs(60);
+
+/// The number of the layout of a channel's keys: see `layout.lua`. Change it with everything that an older version would read or
+/// write wrongly.
+pub(super) const LAYOUT: u8 = 1;
+
+/// A script, and the hash by which Redis knows it.
+#[derive(Clone)]
+pub(super) struct Script {
+    pub(super) text: Arc<str>,
+    pub(super) hash: Arc<str>,
+}
+
+impl Script {
+    fn new(text: &str) -> Self {
+        Self { text: text.into(), hash: redis::Script::new(text).get_hash().into() }
+    }
+
+    /// The command that loads the script.
+    pub(super) fn load(&self) -> Cmd {
+        let mut command = redis::cmd("SCRIPT");
+        command.arg("LOAD").arg(&*self.text);
+        command
+    }
+}
 
 pub(super) struct Scripts {
     pub(super) append: Script,
@@ -28,24 +52,35 @@ impl Scripts {
         let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
         let common = include_str!("common.lua");
         let lifetime = include_str!("lifetime.lua");
+        let guarded = |operation: &str, topic: &str| {
+            script(&[
+                common,
+                lifetime,
+                "local function operation()\n",
+                operation,
+                "end\nreturn guarded(operation, ",
+                topic,
+                ")\n",
+            ])
+        };
         Self {
             append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
-            read: script(&[common, lifetime, include_str!("read.lua")]),
-            create: script(&[common, lifetime, include_str!("create.lua")]),
-            delete: script(&[common, include_str!("delete.lua")]),
+            read: guarded(include_str!("read.lua"), "nil"),
+            create: guarded(include_str!("create.lua"), "ARGV[1]"),
+            delete: guarded(include_str!("delete.lua"), "ARGV[1]"),
             compare: script(&[common, include_str!("compare.lua")]),
             verify: script(&[common, include_str!("verify.lua")]),
         }
     }
 }
 
-/// Defines the limits as Lua constants: the appends, bytes and milliseconds that are retained, how long an empty channel is
+/// Defines the layout and the limits as Lua constants: the appends, bytes and milliseconds that are retained, how long an empty channel is
 /// remembered, the number of producers, the bytes that a publication carries, and the appends that a read returns.
 fn bounds(kept: &Kept) -> String {
     let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
     let Retention { appends, bytes, age } = &kept.retention;
     format!(
-        "local APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE, READ = {}, {}, {}, {}, {}, {INLINE}, {READ}\n",
+        "local LAYOUT, APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE, READ = {LAYOUT}, {}, {}, {}, {}, {}, {INLINE}, {READ}\n",
         bounded(*appends),
         bounded(*bytes),
         age.map_or(0, millis),
