@@ -170,6 +170,10 @@ mod tests {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
+        fn trial(&self) -> Answer<'_, ()> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
         fn probe(&self, _: u64) -> Answer<'_, ()> {
             Box::pin(ready(Err(Error::Unreachable)))
         }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     Comet, RedisError, Retention,
-    engine::{Redis, Remote},
+    engine::{Credentials, Redis, Remote},
     faults::Faults,
     registry::{Limits, Registry, connect, tend},
 };
@@ -42,19 +42,53 @@ pub struct RedisBuilder {
     limits: Limits,
     retention: Retention,
     url: String,
+    credentials: Option<Credentials>,
     prefix: String,
     faults: Faults,
 }
 
 impl RedisBuilder {
     pub(crate) fn new(limits: Limits, retention: Retention, url: &str) -> Self {
-        Self { limits, retention, url: url.to_owned(), prefix: "comet".to_owned(), faults: Faults::default() }
+        Self {
+            limits,
+            retention,
+            url: url.to_owned(),
+            credentials: None,
+            prefix: "comet".to_owned(),
+            faults: Faults::default(),
+        }
     }
 
     /// Sets the prefix of all keys and topics in Redis. Default `comet`. Processes with another prefix, or another database in their URL,
     /// have other channels.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets a function that returns the user's name (empty for the default user) and the password, in place of those in the URL. It is
+    /// called for each new connection, so that a password can be changed without a restart: connections that exist stay, and the
+    /// next one uses the new password. It must not block. If it panics, connecting fails, and is tried again.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use std::sync::{Arc, RwLock};
+    /// use tower_comet::Comet;
+    ///
+    /// let password = Arc::new(RwLock::new("first".to_owned()));
+    /// let current = password.clone();
+    /// let comet = Comet::builder()
+    ///     .redis("redis://127.0.0.1:1")
+    ///     .credentials(move || ("shop".to_owned(), current.read().unwrap().clone()))
+    ///     .connect()
+    ///     .await?;
+    /// *password.write().unwrap() = "second".to_owned();
+    /// # drop(comet);
+    /// # Ok::<(), tower_comet::RedisError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn credentials(mut self, credentials: impl Fn() -> (String, String) + Send + Sync + 'static) -> Self {
+        self.credentials = Some(Arc::new(credentials));
         self
     }
 
@@ -69,11 +103,14 @@ impl RedisBuilder {
     /// Connects, and begins to hear what other processes publish. Needs a tokio runtime with its clock and sockets, on which a task
     /// is spawned that ends with the last clone of the [`Comet`].
     ///
-    /// That Redis is out of reach is no error: the application starts without it, and [`Comet::health`] says so.
+    /// It tries an append, a read, a publication and a subscription on keys and a topic of its own, which expire after 10 s. That Redis
+    /// is out of reach, or refuses them for a reason that may pass (it loads, it has too few replicas, its disk is full), is no error: the
+    /// application starts without it, and [`Comet::health`] has the cause.
     ///
     /// # Errors
     ///
-    /// If the URL is malformed, or Redis refuses who connects.
+    /// If the URL is malformed or does not lead to a Redis server of its own (but to a Redis Cluster, a Sentinel, or another server), or
+    /// Redis refuses the password or a permission. The text and the source have Redis's own words, and never the password.
     ///
     /// # Panics
     ///
@@ -91,7 +128,14 @@ impl RedisBuilder {
     /// # }).unwrap();
     /// ```
     pub async fn connect(self) -> Result<Comet, RedisError> {
-        let redis = Redis::new(&self.url, &self.prefix, self.retention.clone(), self.limits.producers, self.faults)?;
+        let redis = Redis::new(
+            &self.url,
+            self.credentials,
+            &self.prefix,
+            self.retention.clone(),
+            self.limits.producers,
+            self.faults,
+        )?;
         let reached = redis.try_out().await?;
         let remote: Arc<dyn Remote> = Arc::new(redis);
         let first = if reached { connect(&*remote).await.ok() } else { None };

@@ -49,9 +49,9 @@ pub use offset::{Offset, ParseOffsetError};
 pub(crate) use parts::Parts;
 pub(crate) use reading::{Extent, Reading, Start};
 #[cfg(feature = "redis")]
-pub(crate) use redis::Redis;
-#[cfg(feature = "redis")]
 pub use redis::RedisError;
+#[cfg(feature = "redis")]
+pub(crate) use redis::{Credentials, Redis};
 pub(crate) use remote::{Answer, Fate, Found, Notice, Page, Place, Remote, Touch};
 #[cfg(feature = "redis")]
 pub(crate) use remote::{Feed, Held, PageEntry, Seen};

@@ -56,6 +56,9 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// Sends a broadcast to all other nodes: those that are connected receive it as [`Notice::Broadcast`].
     fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()>;
 
+    /// Tries an append, a read and a publication, as channels need them.
+    fn trial(&self) -> Answer<'_, ()>;
+
     /// Publishes to this process itself. It comes back as [`Notice::Probe`] if what is published is heard here.
     fn probe(&self, number: u64) -> Answer<'_, ()>;
 }

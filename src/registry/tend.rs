@@ -86,12 +86,18 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
                     continue;
                 }
             }
-            Err(_) => registry.health.lose("it does not answer, or not as it should".to_owned()),
+            Err(error) => registry.health.lose(&why(&error)),
         }
         // Not all processes in the same moment.
         sleep(retry.mul_f64(0.5 + fastrand::f64())).await;
         retry = (retry * 2).min(RETRY.1);
     }
+}
+
+/// Why the engine cannot be used: in its own words, if it has said something.
+fn why(error: &Error) -> String {
+    use std::error::Error as _;
+    error.source().map_or_else(|| "it did not answer in time".to_owned(), ToString::to_string)
 }
 
 /// How a connection ended.
@@ -112,6 +118,8 @@ struct Tending {
     relay: Relay,
     audit: Audit,
     probe: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Whether the engine still does what channels need, after it refused something.
+    trial: Option<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>,
     /// The number of the last probe that was sent.
     sent: u64,
     /// The number of the last probe that was received, and when.
@@ -139,6 +147,7 @@ impl Tending {
             relay: Relay::default(),
             audit: Audit::begin(registry),
             probe: None,
+            trial: None,
             sent: 0,
             heard: (0, Instant::now()),
             woken: VecDeque::new(),
@@ -186,6 +195,10 @@ impl Tending {
         }
         if self.probe.as_mut().is_some_and(|probe| probe.as_mut().poll(cx).is_ready()) {
             self.probe = None;
+        }
+        if let Some(Poll::Ready(tried)) = self.trial.as_mut().map(|trial| trial.as_mut().poll(cx)) {
+            self.trial = None;
+            registry.health.note_trial(tried.err().map(|error| why(&error)).as_deref());
         }
         // Responses may hold appends that were dropped to take in new ones.
         registry.make_room_to_read(0);
@@ -252,6 +265,10 @@ impl Tending {
         self.audit.retry();
         // A probe that does not return is replaced by the next one.
         self.probe = Some(Box::pin(async move { drop(remote.probe(number).await) }));
+        if self.trial.is_none() && registry.health.wants_trial() {
+            let remote = self.remote.clone();
+            self.trial = Some(Box::pin(async move { remote.trial().await }));
+        }
         if self.round.is_none() {
             self.round = Some(Round::new(self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare)));
         }
@@ -326,7 +343,7 @@ impl Registry {
 
     /// Marks all followed channels as lost, and wakes the tasks that wait for one of them to become live.
     async fn lose(&self, why: &str) {
-        self.health.lose(why.to_owned());
+        self.health.lose(why);
         // Emptied before the walk, so that no channel is dropped that is followed after it. Until the next connection,
         // following is refused.
         drop(self.asked.take());

@@ -23,7 +23,11 @@ impl Registry {
             return Err(Error::TooLarge { limit: self.limits.append });
         }
         let sent = self.acknowledged.send(self.now());
-        let appended = remote.append(name, &append).await?;
+        let appended = remote.append(name, &append).await;
+        if let Err(Error::Engine(_) | Error::Uncertain) = appended {
+            self.health.suspect();
+        }
+        let appended = appended?;
         if append.batch.is_some() {
             self.acknowledged.note(name, appended.tail, sent);
             if !appended.duplicate {

@@ -15,6 +15,7 @@ mod history;
 mod joining;
 mod lifetimes;
 mod losses;
+mod misconfigured;
 mod producers;
 mod refusals;
 mod rolled_back;

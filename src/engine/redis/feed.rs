@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::{task::unconstrained, time::timeout};
 
-use super::{Keys, Link};
+use super::{Keys, Link, link::cause};
 use crate::{
     Error, Offset,
     engine::{Announcement, Answer, Batch, Feed, Notice},
@@ -39,10 +39,11 @@ pub(super) struct Subscriber {
 
 impl Subscriber {
     pub(super) async fn connect(link: &Link, keys: &Keys) -> Result<Self, Error> {
-        let connected = timeout(CONNECT, link.client().get_async_pubsub()).await;
-        let (mut sink, stream) = connected.map_err(|_| Error::Unreachable)?.map_err(|_| Error::Unreachable)?.split();
+        let client = link.client().map_err(|error| cause(&error))?;
+        let connected = timeout(CONNECT, client.get_async_pubsub()).await.map_err(|_| Error::Unreachable)?;
+        let (mut sink, stream) = connected.map_err(|error| cause(&error))?.split();
         for topic in [&keys.own, &keys.broadcasts] {
-            sink.subscribe(topic).await.map_err(|_| Error::Unreachable)?;
+            sink.subscribe(topic).await.map_err(|error| cause(&error))?;
         }
         let (topics, own, broadcasts) = (keys.topics.clone(), keys.own.clone(), keys.broadcasts.clone());
         Ok(Self { sink, stream, topics, own, broadcasts, node: keys.node })

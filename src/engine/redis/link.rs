@@ -9,12 +9,13 @@ use std::{
     fmt,
     future::Future,
     io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     call::Call,
@@ -39,8 +40,12 @@ const BEFORE: [&str; 7] = ["BUSY", "CROSSSLOT", "MISCONF", "MOVED", "NOPERM", "N
 /// The codes after which a new connection may lead to another server: a replica since a failover, or a server that loads.
 const RECONNECT: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"];
 
+/// Returns the user's name, empty for the default user, and the password. Called for each connection.
+pub(crate) type Credentials = Arc<dyn Fn() -> (String, String) + Send + Sync>;
+
 pub(super) struct Link {
     client: Client,
+    credentials: Option<Credentials>,
     runtime: Handle,
     state: Mutex<State>,
 }
@@ -62,18 +67,30 @@ pub(super) enum Kind {
 }
 
 impl Link {
-    pub(super) fn new(url: &str) -> Result<Self, RedisError> {
+    pub(super) fn new(url: &str, credentials: Option<Credentials>) -> Result<Self, RedisError> {
         let info = url.into_connection_info().map_err(RedisError)?;
         // Otherwise Nagle's algorithm delays a command until the previous ones are acknowledged: by up to a round trip.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let client = Client::open(info.set_tcp_settings(tcp)).map_err(RedisError)?;
         #[cfg(feature = "redis-rustls")]
         check_provider(&client)?;
-        Ok(Self { client, runtime: Handle::current(), state: Mutex::new(State::default()) })
+        Ok(Self { client, credentials, runtime: Handle::current(), state: Mutex::new(State::default()) })
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.client
+    /// The client for a new connection, with the present credentials.
+    pub(super) fn client(&self) -> Result<Client, redis::RedisError> {
+        let Some(credentials) = &self.credentials else { return Ok(self.client.clone()) };
+        assert_unlocked();
+        // A panic must not end the maintenance task.
+        let (user, password) = catch_unwind(AssertUnwindSafe(|| credentials())).map_err(|_| {
+            redis::RedisError::from((ErrorKind::Client, "the application's credentials function panicked"))
+        })?;
+        let info = self.client.get_connection_info().clone();
+        let mut settings = info.redis_settings().clone().set_password(password);
+        if !user.is_empty() {
+            settings = settings.set_username(user);
+        }
+        Client::open(info.set_redis_settings(settings))
     }
 
     /// The number of the database that the URL names.
@@ -85,13 +102,25 @@ impl Link {
         &self.runtime
     }
 
-    /// Says whether Redis is there, and errs if it says no.
-    pub(super) async fn try_out(&self) -> Result<bool, RedisError> {
-        match self.open().await {
-            Ok(_) => Ok(true),
-            Err(error) if is_refusal(&error) => Err(RedisError(error)),
-            Err(_) => Ok(false),
+    /// Returns whether a connection can be opened, `trial` run on it, and `topic` subscribed to on another one; an error if
+    /// that will never be.
+    pub(super) async fn try_out(&self, trial: &Call<'_>, topic: &str) -> Result<bool, RedisError> {
+        let tried = async {
+            let mut connection = self.open().await?;
+            trial.whole().exec_async(&mut connection).await.map_err(explained)?;
+            subscribe(&mut connection, topic).await
+        };
+        match timeout(CONNECT + RESPOND, tried).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) if is_refusal(&error) => Err(RedisError(error)),
+            Ok(Err(_)) | Err(_) => Ok(false),
         }
+    }
+
+    /// Returns an error with the cause if Redis refuses a subscription. The client's subscriber would ignore it.
+    pub(super) async fn check_subscription(&self, topic: &str) -> Result<(), Error> {
+        let checked = async { subscribe(&mut self.open().await?, topic).await };
+        checked.await.map_err(|error| cause(&error))
     }
 
     /// Opens a connection in place of the one that there is, which is used until then: it may be the subscriber's alone that was
@@ -102,26 +131,33 @@ impl Link {
             // Who may not load it, or may not yet, finds out when it is run.
             drop(script.load().exec_async(connection).await);
         }
-        let opened = opened.ok();
-        let is_open = opened.is_some();
+        let (opened, failed) = match opened {
+            Ok(connection) => (Some(connection), None),
+            Err(error) => (None, Some(error)),
+        };
         let mut state = self.state.lock();
         state.number += 1;
         // Dropped after the lock is released, because the drop wakes the task that drives the connection.
         let before = mem::replace(&mut state.connection, opened);
         drop(state);
         drop(before);
-        if is_open { Ok(()) } else { Err(Error::Unreachable) }
+        failed.map_or(Ok(()), |error| Err(cause(&error)))
     }
 
     async fn open(&self) -> Result<MultiplexedConnection, redis::RedisError> {
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(RESPOND));
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = self.client()?.get_multiplexed_async_connection_with_config(&config).await?;
         redis::cmd("PING").exec_async(&mut connection).await?;
         // A replica answers everything but what is needed. Who may not ask for the role finds out later.
         if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async(&mut connection).await {
-            if !matches!(role.first(), Some(Value::BulkString(role)) if role == b"master") {
-                return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "this is a replica").into());
+            match role.first() {
+                Some(Value::BulkString(role)) if role == b"master" => {}
+                Some(Value::BulkString(role)) if role == b"sentinel" => {
+                    let what = "this is a Redis Sentinel, which is not supported: the URL must lead to the primary";
+                    return Err((ErrorKind::InvalidClientConfig, what).into());
+                }
+                _ => return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "this is a replica").into()),
             }
         }
         Ok(connection)
@@ -159,6 +195,16 @@ impl Link {
     /// Runs a script whose outcome matters.
     pub(super) async fn write(&self, call: &Call<'_>) -> Result<Value, Error> {
         self.run(call, Kind::Write).await
+    }
+
+    /// Runs a script to find out whether Redis allows it. The error has Redis's words, whatever was done.
+    pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<(), Error> {
+        let (mut connection, number) = self.connection()?;
+        let attempted = call.whole().exec_async(&mut connection).await;
+        attempted.map_err(|error| match self.judge(&error, Kind::Read, number) {
+            error @ Error::Full(_) => error,
+            _ => cause(&error),
+        })
     }
 
     async fn run(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
@@ -227,7 +273,7 @@ fn convert(error: &redis::RedisError, kind: Kind) -> (Error, bool) {
     let (ErrorKind::Server(_) | ErrorKind::Extension) = error.kind() else {
         return (if kind == Kind::Write { Error::Uncertain } else { Error::Unreachable }, true);
     };
-    let text = [error.code(), error.detail()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let text = words(error);
     let has = |code: &&str| has_code(&text, code);
     if RECONNECT.iter().any(has) {
         return (Error::Unreachable, true);
@@ -242,10 +288,38 @@ fn is_unknown_script(error: &redis::RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
+/// Subscribes on a connection for commands, which is of no other use then.
+async fn subscribe(connection: &mut MultiplexedConnection, topic: &str) -> Result<(), redis::RedisError> {
+    redis::cmd("SUBSCRIBE").arg(topic).exec_async(connection).await
+}
+
+/// Names the cause if an error of the trial comes from a Redis Cluster, whose nodes answer most commands.
+fn explained(error: redis::RedisError) -> redis::RedisError {
+    let cluster = ["CROSSSLOT", "MOVED", "ASK", "CLUSTERDOWN"].iter().any(|code| error.code() == Some(code));
+    if !cluster {
+        return error;
+    }
+    let what = "this is a node of a Redis Cluster, which is not supported";
+    (ErrorKind::InvalidClientConfig, what, words(&error)).into()
+}
+
+/// The error of a connection that could not be made, with Redis's words or those of the network. None of them has the URL.
+pub(super) fn cause(error: &redis::RedisError) -> Error {
+    Error::Engine(words(error).into())
+}
+
+/// The words of Redis, if the error has any, or of the client.
+fn words(error: &redis::RedisError) -> String {
+    match error.code() {
+        Some(code) => [Some(code), error.detail()].into_iter().flatten().collect::<Vec<_>>().join(" "),
+        None => error.to_string(),
+    }
+}
+
 /// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there, or that there are too many.
 fn is_refusal(error: &redis::RedisError) -> bool {
     match error.kind() {
-        ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => true,
+        ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig | ErrorKind::Parse => true,
         // A certificate that is not trusted.
         ErrorKind::Io if is_nonsense(error) => true,
         _ if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => false,

@@ -27,7 +27,9 @@ use super::{
     Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Offset, Place, Remote,
     Retention, Seen, Touch,
 };
-use crate::faults::Faults;
+use crate::{Error, faults::Faults};
+use call::Call;
+pub(crate) use link::Credentials;
 use link::Link;
 pub use link::RedisError;
 use scripts::Scripts;
@@ -85,13 +87,14 @@ impl Redis {
     /// Nothing is connected yet. Needs a tokio runtime, which it goes on using.
     pub(crate) fn new(
         url: &str,
+        credentials: Option<Credentials>,
         prefix: &str,
         retention: Retention,
         producers: usize,
         faults: Faults,
     ) -> Result<Self, RedisError> {
         let node = fastrand::u64(..);
-        let link = Arc::new(Link::new(url)?);
+        let link = Arc::new(Link::new(url, credentials)?);
         let topics = format!("{prefix}:{}:", link.database());
         let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
         let scripts = Scripts::new(&Kept { retention, producers });
@@ -100,10 +103,18 @@ impl Redis {
         Ok(Self { link, scripts, together, keys, faults })
     }
 
-    /// Connects once, to find out whether it could: the URL may be wrong, or the password. That Redis is out of reach is no
-    /// error here, but `false`.
+    /// Connects once, and tries what channels need. Returns `false` if Redis cannot be reached, or refuses for a reason that may
+    /// pass, and an error if it refuses for one that will not: the URL, the password, a permission.
     pub(crate) async fn try_out(&self) -> Result<bool, RedisError> {
-        self.link.try_out().await
+        self.link.try_out(&self.trial_call(), &self.keys.own).await
+    }
+
+    fn trial_call(&self) -> Call<'_> {
+        let prefix = &self.keys.prefix;
+        let keys = [format!("{prefix}:probe"), format!("{prefix}:probe:hash")];
+        let mut call = Call::new(&self.scripts.trial, keys.len(), keys.iter());
+        call.arg(&self.keys.own).arg(0);
+        call
     }
 }
 
@@ -111,6 +122,8 @@ impl Remote for Redis {
     fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
         self.link.within(async {
             self.link.connect(&self.scripts.append).await?;
+            self.trial().await?;
+            self.link.check_subscription(&self.keys.own).await?;
             let feed = feed::Subscriber::connect(&self.link, &self.keys).await?;
             Ok(Box::new(feed) as Box<dyn Feed>)
         })
@@ -153,6 +166,16 @@ impl Remote for Redis {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&self.keys.broadcasts).arg(feed::pack_broadcast(self.keys.node, broadcast));
             self.link.tell(&command).await.map(drop)
+        })
+    }
+
+    fn trial(&self) -> Answer<'_, ()> {
+        self.link.within(async move {
+            match self.link.attempt(&self.trial_call()).await {
+                // Out of memory: channels can be read, and what is refused is reported as a limit.
+                Ok(()) | Err(Error::Full(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
         })
     }
 

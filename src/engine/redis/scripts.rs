@@ -43,6 +43,7 @@ pub(super) struct Scripts {
     pub(super) delete: Script,
     pub(super) compare: Script,
     pub(super) verify: Script,
+    pub(super) trial: Script,
 }
 
 impl Scripts {
@@ -70,6 +71,7 @@ impl Scripts {
             delete: guarded(include_str!("delete.lua"), "ARGV[1]"),
             compare: script(&[common, include_str!("compare.lua")]),
             verify: script(&[common, include_str!("verify.lua")]),
+            trial: Script::new(include_str!("trial.lua")),
         }
     }
 }
