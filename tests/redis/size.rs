@@ -154,6 +154,8 @@ async fn names_that_nobody_uses_leave_nothing_behind() {
     timeout(Duration::from_millis(300), node.get("/c/other?offset=now&live=long-poll")).await.expect_err("it waits");
     let topics: Vec<String> = redis.command("PUBSUB CHANNELS").await;
     assert!(topics.len() <= MOST / 2 + 20, "{} topics", topics.len());
+    // Those of the trial expire within ten seconds of the connection.
+    let trial: u64 = redis.command("EXISTS comet:probe comet:probe:hash").await;
     let keys: u64 = redis.command("DBSIZE").await;
-    assert_eq!(keys, 0);
+    assert!(keys <= trial, "{keys} keys");
 }
