@@ -92,8 +92,8 @@ where
 pub struct BodyError(Box<dyn Error + Send + Sync>);
 
 impl BodyError {
-    /// Whether the layer cut the response, because its client is slow to read. The client can request the same offset
-    /// again; if the channel does not keep what follows it any more, the answer is 410.
+    /// Whether the layer cut the response, because responses held as much memory as
+    /// [`CometBuilder::max_reading`](crate::CometBuilder::max_reading) allows. The client can request the same offset again; if the channel does not keep what follows it any more, the answer is 410.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.0.is::<Cut>()

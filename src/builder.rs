@@ -100,23 +100,29 @@ impl CometBuilder {
     /// * frames, the parts of responses that were handed to the server, until the server drops them. hyper buffers up to
     ///   400 KiB for each HTTP/1.1 connection and each HTTP/2 stream if the client does not read.
     ///
-    /// An append of up to 64 KiB that is a response by itself is lent to the server without a copy, up to half of this limit.
-    /// It counts once the channel does not keep it any more, possibly beyond the limit: so the most that responses hold is
-    /// one and a half times the limit.
-    ///
-    /// Responses of up to 1 KiB are not counted, but events of any size are. Messages that the application holds are not
-    /// counted, nor the buffers of layers outside of this one and of servers that copy frames.
+    /// Responses of up to 1 KiB are neither counted nor refused, but events of any size are counted. Messages that the
+    /// application holds are not counted, nor are the buffers of layers outside of this one and of servers that copy frames.
     ///
     /// While half of the limit is in use, frames have 4 KiB instead of 64 KiB, and a response of which the server holds more
-    /// than 64 KiB waits until that is less: after 5 s it is *cut*. At the limit, responses are cut that were not polled for long and hold
-    /// appends: these are released at once. The body of a response that is cut returns a
-    /// [`BodyError`](crate::BodyError) instead of its rest, so the client receives an incomplete response and knows it, on
-    /// HTTP/1.1, on HTTP/2, and behind a layer that compresses responses. Event streams end in the same way. The client
-    /// requests the same offset again, and is answered 410 if the channel does not keep what follows it any more.
+    /// than 64 KiB *pauses*. At the limit, responses are *cut*: the layer releases the appends that a response holds, first
+    /// those of the response whose last frame was sent longest ago. A response that still has no room for its next frame
+    /// pauses until there is some. One that has paused for 5 s is cut.
+    ///
+    /// The body of a response that is cut returns a [`BodyError`](crate::BodyError) instead of its rest, so the client receives
+    /// an incomplete response and knows it, on HTTP/1.1, on HTTP/2, and behind a layer that compresses responses. Event streams
+    /// end in the same way. The client requests the same offset again, and is answered 410 if the channel does not keep what
+    /// follows it any more.
     ///
     /// If there is nothing left to cut, because the server holds all of it, reads of more than 1 KiB are refused: 503 with
     /// `Retry-After`, [`Limit::Reading`](crate::Limit::Reading). [`Stats::reading_bytes`](crate::Stats::reading_bytes) is the
     /// memory in use, [`Stats::cut_responses`](crate::Stats::cut_responses) the number of responses that were cut.
+    ///
+    /// Responses can hold more than the limit:
+    ///
+    /// * half of it again: an append of up to 64 KiB that is a response by itself is lent to the server without a copy, up to
+    ///   half of the limit, and counts once the channel does not keep it any more.
+    /// * 4 KiB for each response: one that would free less is not cut.
+    /// * 5 KiB for each event stream, for frames of up to 1 KiB, which need no room. So an idle stream goes on at the limit.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {

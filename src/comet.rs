@@ -361,8 +361,7 @@ pub struct Stats {
     pub delivered: u64,
     /// Waits over HTTP that timed out since the start.
     pub timed_out: u64,
-    /// Responses that were ended with an error since the start, because of [`CometBuilder::max_reading`]: their
-    /// clients were slow to read.
+    /// Responses that were cut since the start, because of [`CometBuilder::max_reading`].
     pub cut_responses: u64,
     /// Calls of an [`Authorize`](crate::Authorize) hook that exceeded
     /// [`Route::hook_timeout`](crate::Route::hook_timeout) since the start.

@@ -26,6 +26,7 @@ use support::{Seen, Server, Teapot, get, open_to_all, send, soon, until};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 use tower::{ServiceBuilder, ServiceExt};
 use tower_comet::{BodyError, Comet, CometLayer, ResponseBody, Retention};
@@ -201,6 +202,190 @@ async fn frames(layer: &CometLayer, uri: &str) -> (Vec<Bytes>, Option<BodyError>
     (frames, None)
 }
 
+/// Takes all of the limit but 1 KiB, as a server does that holds the frames of clients which do not read.
+async fn fill(comet: &Comet, layer: &CometLayer) -> Vec<Vec<Bytes>> {
+    let mut held = Vec::new();
+    for size in [MIB, 70 * KIB, KIB + 1] {
+        let channel = comet.channel(format!("/s/fill/{size}"));
+        channel.create("application/octet-stream").await.unwrap();
+        channel.append(random(size)).await.unwrap();
+        let uri = format!("/s/fill/{size}?offset=-1");
+        while send_head(layer, &uri).await.status() == StatusCode::OK {
+            assert!(held.len() < 100);
+            held.push(frames(layer, &uri).await.0);
+        }
+    }
+    assert!(comet.stats().reading_bytes > comet.stats().reading_bytes.next_multiple_of(MIB) - 2 * KIB);
+    held
+}
+
+/// A comet with a limit of 1 MiB, all of which the server holds.
+async fn full() -> (Comet, CometLayer, Vec<Vec<Bytes>>) {
+    let comet = Comet::builder().max_reading(MIB).retention(Retention::default().appends(1)).build();
+    let layer = layer(&comet);
+    let held = fill(&comet, &layer).await;
+    (comet, layer, held)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_without_room_waits_until_there_is_some() {
+    let comet = Comet::builder().max_reading(MIB).retention(Retention::default().appends(1)).build();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("application/octet-stream").await.unwrap();
+    let data = random(200 * KIB);
+    channel.append(data.clone()).await.unwrap();
+    let mut body = send_head(&layer, "/s/a?offset=-1").await.into_body();
+    let held = fill(&comet, &layer).await;
+    let cut = comet.stats().cut_responses;
+    assert!(timeout(Duration::from_secs(2), body.frame()).await.is_err(), "there is no room");
+    drop(held);
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        read.extend_from_slice(frame.expect("it is not cut").data_ref().unwrap());
+    }
+    assert!(read == data);
+    assert_eq!((comet.stats().cut_responses, comet.stats().reading_bytes), (cut, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_is_not_cut_for_its_own_next_frame() {
+    let comet = Comet::builder().max_reading(256 * KIB).retention(Retention::default().appends(1)).build();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("application/octet-stream").await.unwrap();
+    channel.append(random(200 * KIB)).await.unwrap();
+    let mut body = send_head(&layer, "/s/a?offset=-1").await.into_body();
+    let mut frames = Vec::new();
+    // The response alone holds the append from here on.
+    channel.append("x").await.unwrap();
+    while let Ok(frame) = timeout(Duration::from_secs(1), body.frame()).await {
+        frames.push(frame.unwrap().expect("it is not cut"));
+    }
+    assert!(comet.stats().reading_bytes > 250 * KIB, "{:?}", comet.stats());
+    frames.clear();
+    while let Some(frame) = body.frame().await {
+        assert!(frame.is_ok(), "{:?}", comet.stats());
+    }
+    assert_eq!(comet.stats().cut_responses, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_was_cut_while_it_waits_fails_at_once_and_counts_once() {
+    let (comet, layer, _held) = full().await;
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    channel.append(random(30 * KIB)).await.unwrap();
+    let mut body = send_head(&layer, "/s/a?offset=-1&live=sse").await.into_body();
+    assert!(timeout(Duration::from_secs(1), body.frame()).await.is_err(), "there is no room");
+    let cut = comet.stats().cut_responses;
+    // Now the response alone holds it, so it is over the limit.
+    channel.append("x").await.unwrap();
+    send(&layer, get("/s/a?offset=now")).await;
+    assert_eq!(comet.stats().cut_responses, cut + 1);
+    let error = timeout(Duration::ZERO, body.frame()).await.expect("at once").unwrap().unwrap_err();
+    assert!(error.is_cut());
+    assert!(body.frame().await.is_none());
+    assert_eq!(comet.stats().cut_responses, cut + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_event_stream_with_small_events_is_not_cut_at_the_limit() {
+    let comet = Comet::builder().max_reading(MIB).retention(Retention::default().appends(1)).build();
+    let layer = layer(&comet);
+    let lent = comet.channel("/s/lent");
+    lent.create("text/plain").await.unwrap();
+    lent.append(random(60 * KIB)).await.unwrap();
+    let frame = send_head(&layer, "/s/lent?offset=-1").await.into_body().frame().await.unwrap().unwrap();
+    let held = fill(&comet, &layer).await;
+    // This append counts from here on, beyond the limit.
+    lent.append("x").await.unwrap();
+    assert!(comet.stats().reading_bytes > MIB + 50 * KIB, "{:?}", comet.stats());
+
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut body = send_head(&layer, "/s/a?offset=now&live=sse").await.into_body();
+    let cut = comet.stats().cut_responses;
+    for at in 0..5 {
+        channel.append(format!("event {at}")).await.unwrap();
+        let started = tokio::time::Instant::now();
+        let mut text = String::new();
+        while !text.contains(&format!("event {at}")) {
+            let frame = body.frame().await.unwrap().expect("it is not cut").into_data().unwrap();
+            text.push_str(std::str::from_utf8(&frame).unwrap());
+        }
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert!(timeout(Duration::from_secs(7), body.frame()).await.is_err(), "nothing else is sent");
+    }
+    assert_eq!(comet.stats().cut_responses, cut);
+    drop((held, frame));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_event_waits_for_room() {
+    let (comet, layer, held) = full().await;
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut body = send_head(&layer, "/s/a?offset=now&live=sse").await.into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    let data = random(30 * KIB);
+    channel.append(data.clone()).await.unwrap();
+    assert!(timeout(Duration::from_secs(3), body.frame()).await.is_err(), "there is no room");
+    drop(held);
+    let mut text = String::new();
+    while !text.contains("event: control") {
+        let frame = body.frame().await.unwrap().expect("it is not cut").into_data().unwrap();
+        text.push_str(std::str::from_utf8(&frame).unwrap());
+    }
+    assert!(text.contains(std::str::from_utf8(&data).unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_events_that_nobody_reads_are_bounded_at_the_limit() {
+    const STREAMS: usize = 20;
+    let (comet, layer, _held) = full().await;
+    let before = comet.stats().reading_bytes;
+    let channel = comet.channel("/s/a");
+    channel.create("text/plain").await.unwrap();
+    let mut bodies = Vec::new();
+    for _ in 0..STREAMS {
+        bodies.push((send_head(&layer, "/s/a?offset=now&live=sse").await.into_body(), Vec::new()));
+    }
+    for at in 0..200 {
+        channel.append(format!("event {at}")).await.unwrap();
+        for (body, hoarded) in &mut bodies {
+            while let Ok(Some(Ok(frame))) = timeout(Duration::ZERO, body.frame()).await {
+                hoarded.push(frame);
+            }
+        }
+    }
+    let held = comet.stats().reading_bytes - before;
+    assert!(held > STREAMS * 2 * KIB && held < STREAMS * 6 * KIB, "{held} bytes");
+}
+
+#[tokio::test]
+async fn a_response_that_is_cut_releases_its_references_to_appends_that_the_channel_keeps() {
+    let comet = Comet::builder().max_reading(256 * KIB).retention(Retention::unbounded()).build();
+    let layer = layer(&comet);
+    let channel = comet.channel("/s/a");
+    channel.create("application/octet-stream").await.unwrap();
+    for _ in 0..2_000 {
+        channel.append(random(40)).await.unwrap();
+    }
+    // Each has 2,000 references of 8 bytes: sixteen fit.
+    let mut responses = Vec::new();
+    for _ in 0..32 {
+        responses.push(send_head(&layer, "/s/a?offset=-1").await);
+    }
+    let stats = comet.stats();
+    assert!(stats.reading_bytes <= 256 * KIB && stats.reading_bytes > 128 * KIB, "{stats:?}");
+    assert!(stats.cut_responses >= 16 && stats.cut_responses <= 24, "{stats:?}");
+    let last = responses.pop().unwrap();
+    drop(responses);
+    assert_eq!(last.into_body().collect().await.unwrap().to_bytes().len(), 80_000);
+    assert_eq!(comet.stats().reading_bytes, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn large_reads_are_refused_while_the_server_holds_all_that_the_limit_allows() {
     let comet = Comet::builder().max_reading(MIB).build();
@@ -362,10 +547,13 @@ async fn a_stalled_http2_connection_with_large_windows_leaves_room_for_others() 
     stop.store(true, Relaxed);
     // Enough to take the whole limit, at 400 KiB each.
     let requests: Vec<_> = (0..90).map(|_| tokio::spawn(sender.send_request(get("http://x/s/a?offset=-1")))).collect();
-    until("half of the limit is in use", || comet.stats().reading_bytes > LIMIT / 2).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until("they have all that they get, and the first is cut", || {
+        assert!(comet.stats().reading_bytes <= LIMIT, "{:?}", comet.stats());
+        comet.stats().cut_responses > 0
+    })
+    .await;
     println!("{:?}", comet.stats());
-    assert!(comet.stats().reading_bytes <= LIMIT, "{:?}", comet.stats());
+    assert!(comet.stats().reading_bytes > LIMIT / 2, "{:?}", comet.stats());
 
     for http2 in [false, true] {
         let response = begin(&server, http2, get("/s/a?offset=-1")).await.unwrap();

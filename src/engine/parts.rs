@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Reading, ResponseBytes, Stored, reading::Pieces};
+use super::{Reading, ResponseBytes, Share, Stored, reading::Pieces};
 
 /// What [`Reading::into_bytes`] returns, copied out in parts. An append is released once all of it is copied.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(crate) struct Parts {
     at: usize,
     json: bool,
     left: usize,
+    /// Counts the memory of the references to the appends.
+    references: Share,
 }
 
 impl Reading {
@@ -25,33 +27,33 @@ impl Reading {
             Pieces::Many(pieces) => pieces.into(),
             Pieces::Joined(bytes) => [Stored::private(bytes, counter)].into(),
         };
-        Parts { pieces, at: 0, json, left }
-    }
-}
-
-impl From<Arc<Stored>> for Parts {
-    fn from(stored: Arc<Stored>) -> Self {
-        Self { left: stored.len(), pieces: [stored].into(), at: 0, json: false }
+        Parts::new(pieces, json, left, counter)
     }
 }
 
 impl Parts {
+    fn new(pieces: VecDeque<Arc<Stored>>, json: bool, left: usize, counter: &Arc<ResponseBytes>) -> Self {
+        let references = Share::new(pieces.capacity() * size_of::<Arc<Stored>>(), counter);
+        Self { pieces, at: 0, json, left, references }
+    }
+
+    /// All of one append.
+    pub(crate) fn one(append: Arc<Stored>, counter: &Arc<ResponseBytes>) -> Self {
+        let left = append.len();
+        Self::new([append].into(), false, left, counter)
+    }
+
     /// How many bytes are still to come.
     pub(crate) fn left(&self) -> usize {
         self.left
     }
 
-    /// The memory of the references to the appends.
-    pub(crate) fn references(&self) -> usize {
-        self.pieces.capacity() * size_of::<Arc<Stored>>()
-    }
-
-    /// All that is still to come, if that is in one piece.
+    /// The first append of which anything is still to come.
     pub(crate) fn first(&self) -> Option<Bytes> {
         self.pieces.front().map(|piece| piece.bytes().clone())
     }
 
-    /// How many appends are held.
+    /// The number of appends that are held.
     pub(crate) fn appends(&self) -> usize {
         self.pieces.len()
     }
@@ -59,7 +61,7 @@ impl Parts {
     /// Whether dropping these parts frees at least `worth` bytes. Logs drop their oldest appends first, so the first ones
     /// tell.
     pub(crate) fn frees(&self, worth: usize) -> bool {
-        let mut freed = 0;
+        let mut freed = self.references.size();
         for piece in &self.pieces {
             let share = Stored::share_of(piece);
             freed += share;
@@ -67,7 +69,7 @@ impl Parts {
                 break;
             }
         }
-        freed + self.references() >= worth
+        freed >= worth
     }
 
     /// Copies out the next part, at most `most` bytes. Empty at the end.

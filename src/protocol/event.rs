@@ -3,13 +3,17 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use super::cursor::{self, Cursor};
 use crate::{
     Offset,
-    engine::{Reading, Stored},
-    registry::{Cut, Outgoing, Registry, Transfer},
+    engine::{Parts, Reading, Stored},
+    registry::{Cut, Held, Outgoing, Registry},
 };
 
 /// Room for all that is written beside the data.
@@ -26,6 +30,7 @@ pub(super) struct Event {
 
 struct Data {
     text: Text,
+    size: usize,
     base64: bool,
     /// How far it is written.
     at: usize,
@@ -36,8 +41,8 @@ struct Data {
 /// The text of an event.
 enum Text {
     New(Arc<Stored>),
-    /// The first frame did not finish it, so it is held until the client reads on, and the registry can take it.
-    Held(Transfer),
+    /// It waits for the client to read on, and the registry can take it.
+    Held(Held),
 }
 
 /// What follows every data event.
@@ -65,44 +70,64 @@ impl Event {
     }
 
     fn new(text: Arc<Stored>, base64: bool, control: Control) -> Self {
-        let data = Data { text: Text::New(text), base64, at: 0, begun: false, line_begun: false };
+        let size = text.len();
+        let data = Data { text: Text::New(text), size, base64, at: 0, begun: false, line_begun: false };
         Self { head: String::new(), data: Some(data), control: Some(control) }
     }
 
-    /// The same after this text.
+    /// Prepends `head` to the event.
     pub(super) fn after(self, head: String) -> Self {
         Self { head, ..self }
     }
 
-    /// The next frame, of about `most` bytes; `None` when all is written.
-    pub(super) fn next_frame(
+    /// Returns the next frame; `None` when all is written, and after an error. The rest of the event is held between two
+    /// frames.
+    pub(super) fn poll_frame(
         &mut self,
         registry: &Arc<Registry>,
-        outgoing: &Outgoing,
-        most: usize,
-    ) -> Option<Result<Bytes, Cut>> {
-        let text = self.write(most)?;
+        outgoing: &mut Outgoing,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Cut>>> {
+        if self.control.is_none() {
+            return Poll::Ready(None);
+        }
+        let left = HEADS + self.data.as_ref().map_or(0, |data| data.size - data.at);
+        let most = match outgoing.poll_ready(registry, left, self.data.as_ref().and_then(Data::held), cx) {
+            Poll::Ready(most) => most,
+            Poll::Pending => {
+                self.hold(registry);
+                return Poll::Pending;
+            }
+        };
+        let frame = most.and_then(|most| self.write(most)).map(|text| {
+            let capacity = text.capacity();
+            outgoing.frame(registry, text, capacity)
+        });
+        match &frame {
+            Ok(_) => self.hold(registry),
+            Err(_) => (self.data, self.control) = (None, None),
+        }
+        Poll::Ready(Some(frame))
+    }
+
+    fn hold(&mut self, registry: &Arc<Registry>) {
         if let Some(data) = &mut self.data {
             data.hold(registry);
         }
-        Some(text.and_then(|text| outgoing.event(registry, text)))
     }
 
     /// About `frame` bytes of text, and up to `HEADS` more. Where a frame ends means nothing to clients.
-    fn write(&mut self, frame: usize) -> Option<Result<String, Cut>> {
-        let control = self.control.as_ref()?;
+    fn write(&mut self, frame: usize) -> Result<String, Cut> {
         let mut text = mem::take(&mut self.head);
-        if let Some(data) = &mut self.data {
-            match data.write(&mut text, control.next, frame) {
-                Ok(true) => {}
-                Ok(false) => return Some(Ok(text)),
-                Err(cut) => return Some(Err(cut)),
-            }
+        let Some(control) = &self.control else { return Ok(text) };
+        if let Some(data) = &mut self.data
+            && !data.write(&mut text, control.next, frame)?
+        {
+            return Ok(text);
         }
         control.write(&mut text);
-        self.control = None;
-        self.data = None;
-        Some(Ok(text))
+        (self.data, self.control) = (None, None);
+        Ok(text)
     }
 }
 
@@ -114,7 +139,7 @@ impl Data {
     fn write(&mut self, text: &mut String, next: Offset, frame: usize) -> Result<bool, Cut> {
         let bytes = match &self.text {
             Text::New(stored) => stored.bytes().clone(),
-            Text::Held(transfer) => transfer.peek()?,
+            Text::Held(held) => held.peek()?,
         };
         text.reserve((bytes.len() - self.at).min(frame) + HEADS);
         if !self.begun {
@@ -138,7 +163,15 @@ impl Data {
 
     fn hold(&mut self, registry: &Arc<Registry>) {
         if let Text::New(stored) = &self.text {
-            self.text = Text::Held(Transfer::hold(registry, Arc::clone(stored)));
+            let parts = Parts::one(Arc::clone(stored), registry.usage().responses());
+            self.text = Text::Held(Held::new(registry, parts));
+        }
+    }
+
+    fn held(&self) -> Option<&Held> {
+        match &self.text {
+            Text::New(_) => None,
+            Text::Held(held) => Some(held),
         }
     }
 
@@ -167,7 +200,8 @@ impl Data {
             self.line_begun = true;
         }
         self.begin_line(text);
-        let most = rest.len().min(frame);
+        // Room for one character at least.
+        let most = rest.len().min(frame.saturating_sub(text.len()).max(4));
         let end = rest[..most].iter().position(|byte| matches!(byte, b'\r' | b'\n'));
         let taken = end.unwrap_or_else(|| whole_characters(rest, most));
         text.push_str(&String::from_utf8_lossy(&rest[..taken]));
@@ -210,7 +244,11 @@ mod tests {
     fn frames(data: impl Into<Bytes>, base64: bool) -> Vec<Bytes> {
         let control = Control { next: Offset::ZERO, cursor: Some(1), up_to_date: true };
         let mut event = Event::new(Stored::private(data.into(), &Arc::default()), base64, control);
-        std::iter::from_fn(|| event.write(FRAME)).map(|text| text.expect("not cut").into()).collect()
+        let mut frames = Vec::new();
+        while event.control.is_some() {
+            frames.push(event.write(FRAME).expect("not cut").into());
+        }
+        frames
     }
 
     /// The data of the data event, if it is one, and a control event follows it: as the WHATWG's algorithm reads it.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Error, Outcome, Route,
     engine::{Extent, MediaType, Offset, Reading, is_json, is_text},
-    registry::{Cut, Ended, Outgoing, Registry, Wait},
+    registry::{Cut, Ended, Outgoing, Wait},
 };
 
 /// A connection ends after about this long, and the client comes back: to another node, with a fresh login, past
@@ -123,88 +123,65 @@ pin_project! {
 impl EventStream {
     pub(super) fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let mut this = self.project();
-        let now = this.wait.registry().now();
-        if *this.finished && this.event.is_none() {
-            return Poll::Ready(None);
-        }
-        let most = match ready!(this.outgoing.poll_ready(this.wait.registry(), 0, cx)) {
-            Ok(most) => most,
-            Err(cut) => {
-                (*this.event, *this.finished) = (None, true);
-                return Poll::Ready(Some(Err(cut)));
+        loop {
+            if let Some(event) = this.event {
+                if let Some(frame) = ready!(event.poll_frame(this.wait.registry(), this.outgoing, cx)) {
+                    *this.beat = this.wait.registry().now() + BEAT;
+                    *this.finished |= frame.is_err();
+                    return Poll::Ready(Some(frame));
+                }
+                *this.event = None;
             }
-        };
-        if let Some(frame) = next_frame(this.event, this.finished, this.wait.registry(), this.outgoing, most) {
-            *this.beat = now + BEAT;
-            return Poll::Ready(Some(frame));
-        }
-        if *this.finished {
-            return Poll::Ready(None);
-        }
-        let over = *this.end <= now;
-        let same_task = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
-        if !same_task {
-            *this.task = Some(cx.waker().clone());
-        }
-        let extent = Extent { bytes: this.route.max_chunk.min(EVENT), whole_characters: *this.text };
-        let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), extent);
-        let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
-        let event = match polled {
-            // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
-            Poll::Ready(Ended::Read(reading))
-                if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
-            {
-                *this.finished = true;
+            if *this.finished {
                 return Poll::Ready(None);
             }
-            Poll::Ready(Ended::Read(reading)) => {
-                this.wait.as_mut().go_on(&reading);
-                // Who is behind all the time would never see a quiet moment to end in.
-                *this.finished = reading.closed || over;
-                *this.told = reading.up_to_date.then_some(reading.next);
-                Event::of(this.wait.registry(), reading, *this.cursor, *this.base64)
+            let now = this.wait.registry().now();
+            let over = *this.end <= now;
+            let same_task = this.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+            if !same_task {
+                *this.task = Some(cx.waker().clone());
             }
-            // Even if it is over at once: a client that requested "now" resumes from there, and misses nothing. And again with a
-            // beat and at the end, if the channel does not exist and its absent tail has moved on.
-            ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if moved => {
-                *this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
-                *this.told = Some(this.wait.after());
-                let cursor = Some(cursor::next(*this.cursor));
-                Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
-            }
-            Poll::Ready(Ended::TimedOut(_)) if !over => {
-                *this.beat = now + BEAT;
-                return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
-            }
-            // The client comes back, and is told then.
-            Poll::Ready(_) => {
-                *this.finished = true;
-                return Poll::Ready(None);
-            }
-            Poll::Pending => return Poll::Pending,
-        };
-        *this.beat = now + BEAT;
-        let event = if std::mem::replace(this.begun, true) { event } else { event.after(retry(100..=1_000)) };
-        *this.event = Some(event);
-        Poll::Ready(next_frame(this.event, this.finished, this.wait.registry(), this.outgoing, most))
+            let extent = Extent { bytes: this.route.max_chunk.min(EVENT), whole_characters: *this.text };
+            let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), extent);
+            let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
+            let event = match polled {
+                // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
+                Poll::Ready(Ended::Read(reading))
+                    if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
+                {
+                    *this.finished = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ended::Read(reading)) => {
+                    this.wait.as_mut().go_on(&reading);
+                    // Who is behind all the time would never see a quiet moment to end in.
+                    *this.finished = reading.closed || over;
+                    *this.told = reading.up_to_date.then_some(reading.next);
+                    Event::of(this.wait.registry(), reading, *this.cursor, *this.base64)
+                }
+                // Even if it is over at once: a client that requested "now" resumes from there, and misses nothing. And again with a
+                // beat and at the end, if the channel does not exist and its absent tail has moved on.
+                ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if moved => {
+                    *this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
+                    *this.told = Some(this.wait.after());
+                    let cursor = Some(cursor::next(*this.cursor));
+                    Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
+                }
+                Poll::Ready(Ended::TimedOut(_)) if !over => {
+                    *this.beat = now + BEAT;
+                    return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
+                }
+                // The client comes back, and is told then.
+                Poll::Ready(_) => {
+                    *this.finished = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => return Poll::Pending,
+            };
+            let event = if std::mem::replace(this.begun, true) { event } else { event.after(retry(100..=1_000)) };
+            *this.event = Some(event);
+        }
     }
-}
-
-/// Returns the next frame of the event that is being sent. An error finishes the stream.
-fn next_frame(
-    event: &mut Option<Event>,
-    finished: &mut bool,
-    registry: &Arc<Registry>,
-    outgoing: &Outgoing,
-    most: usize,
-) -> Option<Result<Bytes, Cut>> {
-    let frame = event.as_mut()?.next_frame(registry, outgoing, most);
-    match &frame {
-        Some(Ok(_)) => {}
-        Some(Err(_)) => (*event, *finished) = (None, true),
-        None => *event = None,
-    }
-    frame
 }
 
 /// Returns whether an event stream carries content of this type as base64: any type that is neither JSON nor text.

@@ -111,7 +111,7 @@ impl Registry {
                 self.look_after(&entry, ticket, now);
             }
         }
-        self.make_room_to_read(0);
+        self.make_room_to_read(0, None);
     }
 
     /// Evicts channels that have expired until one was or the slice is over, before something is refused for lack of room; and for

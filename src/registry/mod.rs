@@ -14,7 +14,8 @@
 //! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
 //! | `fork` | creating a channel as a fork, in many steps |
 //! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
-//! | `transfers` | responses that hold appends, and the limit on what they hold together |
+//! | `content` | what a response sends for a reading |
+//! | `outgoing`, `transfers` | the frames that the server holds, the appends that responses hold, and the limit on both |
 //! | `closing` | ending all waits, at once or spread over time |
 //! | `follow`, `hold`, `health` | channels of a remote engine: which this process follows, the entries it caches, whether the engine is reachable |
 //! | `tend` | the maintenance task of such channels |
@@ -41,6 +42,7 @@ mod broadcast;
 mod closing;
 #[cfg(feature = "redis")]
 mod compare;
+mod content;
 mod create;
 mod delete;
 #[cfg(all(test, feature = "redis", not(comet_loom)))]
@@ -61,6 +63,7 @@ mod loom;
 mod map;
 #[cfg(all(test, not(comet_loom)))]
 mod model;
+mod outgoing;
 mod read;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in memory, reading a channel renews its lifetime"))]
 mod renew;
@@ -104,15 +107,17 @@ pub use acknowledged::Loss;
 #[cfg(feature = "redis")]
 pub(crate) use broadcast::broadcast;
 pub(crate) use closing::Drained;
+pub(crate) use content::{Content, Transfer};
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use map::Walk;
+pub(crate) use outgoing::Outgoing;
 pub(crate) use read::{Begun, Peek};
 pub(crate) use slice::{poll_sliced, sliced};
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use timer::NEVER;
-pub(crate) use transfers::{Content, Cut, Outgoing, Transfer};
+pub(crate) use transfers::{Cut, Held};
 pub(crate) use wait::{Ended, Wait};
 pub(crate) use waiters::Woken;
 

@@ -201,7 +201,7 @@ impl Tending {
             registry.health.note_trial(tried.err().map(|error| why(&error)).as_deref());
         }
         // Responses may hold appends that were dropped to take in new ones.
-        registry.make_room_to_read(0);
+        registry.make_room_to_read(0, None);
         let (to_follow, to_read) = registry.take_asked(cx);
         self.subscriptions.join(to_follow);
         self.backlog.to_read.extend(to_read);

@@ -127,7 +127,7 @@ impl Registry {
             })
         });
         // What retention has dropped may be held by responses.
-        self.make_room_to_read(0);
+        self.make_room_to_read(0, None);
         changed
     }
 
