@@ -23,6 +23,9 @@
 //!
 //! Ctrl-C answers everybody who waits, and the server is gone at once.
 
+#[path = "support/stop.rs"]
+mod stop;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -40,12 +43,9 @@ use std::{
     thread,
     time::{Duration, SystemTime},
 };
+use stop::stopped;
 use tokio::{
     net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
     time::{sleep, timeout},
 };
 use tower::{Layer, service_fn};
@@ -87,15 +87,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // A client that has sent half a request must not hold the shutdown up.
     let _ = timeout(Duration::from_secs(10), graceful.shutdown()).await;
     Ok(())
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
 }
 
 /// The application: whatever is on no route of the layer.

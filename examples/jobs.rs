@@ -44,6 +44,9 @@
 //! Ctrl-C answers everybody who waits. The jobs end with the process, and so do their channels: whoever still follows
 //! one is told so by the next process (404, or 410 if it has a job of that number), and curl's `--fail` ends the loop.
 
+#[path = "support/stop.rs"]
+mod stop;
+
 use axum::{
     Json, Router,
     extract::State,
@@ -62,14 +65,8 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    time::sleep,
-};
+use stop::{late, stopped};
+use tokio::{net::TcpListener, time::sleep};
 use tower_comet::{Channel, Comet, CometLayer, Route};
 
 #[tokio::main]
@@ -89,21 +86,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         () = late() => {}
     }
     Ok(())
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
-}
-
-/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
-async fn late() {
-    stopped().await;
-    sleep(Duration::from_secs(10)).await;
 }
 
 #[derive(Clone)]

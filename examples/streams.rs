@@ -23,6 +23,9 @@
 //! curl -i $url
 //! ```
 
+#[path = "support/stop.rs"]
+mod stop;
+
 use axum::{Router, routing::get};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -30,14 +33,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use std::{env, error::Error, pin::pin, time::Duration};
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    time::timeout,
-};
+use stop::stopped;
+use tokio::{net::TcpListener, time::timeout};
 use tower_comet::{Comet, CometLayer, Retention, Route};
 use tower_http::cors::{Any, CorsLayer};
 
@@ -67,12 +64,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = if flags.http2 { server } else { server.http1_only() };
 
     let graceful = GracefulShutdown::new();
-    let (mut interrupted, mut terminated) = (pin!(ctrl_c()), signal(SignalKind::terminate())?);
+    let mut stop = pin!(stopped());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = &mut interrupted => break,
-            _ = terminated.recv() => break,
+            () = &mut stop => break,
         };
         let Ok((stream, _)) = accepted else {
             // Out of file descriptors, most likely: some will come back.

@@ -35,6 +35,9 @@
 //!
 //! Ctrl-C answers everybody who waits, and the server is gone at once.
 
+#[path = "support/stop.rs"]
+mod stop;
+
 use axum::{
     Extension, Router,
     extract::{Request, State},
@@ -52,17 +55,9 @@ use std::{
     error::Error,
     future::{IntoFuture, ready},
     sync::Arc,
-    time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    sync::RwLock,
-    time::sleep,
-};
+use stop::{late, stopped};
+use tokio::{net::TcpListener, sync::RwLock};
 use tower_comet::{Access, Comet, CometLayer, Denied, Grant, Route};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -116,21 +111,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         () = late() => {}
     }
     Ok(())
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
-}
-
-/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
-async fn late() {
-    stopped().await;
-    sleep(Duration::from_secs(10)).await;
 }
 
 /// Finds out who asks. Whether they may is for others to say.

@@ -31,17 +31,13 @@
 //!
 //! Ctrl-C answers everybody who waits, ends the watches, and the server is gone at once.
 
+#[path = "support/stop.rs"]
+mod stop;
+
 use axum::{Router, extract::State, http::StatusCode, routing::put};
-use std::{env, error::Error, sync::Arc, time::Duration};
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    sync::Mutex,
-    time::sleep,
-};
+use std::{env, error::Error, sync::Arc};
+use stop::{late, stopped};
+use tokio::{net::TcpListener, sync::Mutex};
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -84,21 +80,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         () = late() => {}
     }
     Ok(())
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
-}
-
-/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
-async fn late() {
-    stopped().await;
-    sleep(Duration::from_secs(10)).await;
 }
 
 /// `PUT /status`

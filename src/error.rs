@@ -35,9 +35,9 @@ pub enum Error {
     MediaType,
     /// The value could not be written as JSON, or as JSON that every reader can parse: see [`Json`](Self::Json).
     Encode(Source),
-    /// The bytes are not JSON, which the channel holds, or are JSON that common parsers cannot read. One such message would
-    /// keep its readers from all others of a response. So it must not be nested deeper than 126, contain half of a
-    /// surrogate pair (`"\ud83d"`), a number that is too large for a double (`1e999`), or one of more than 1,000 digits.
+    /// The channel holds JSON, and the bytes are not JSON or are JSON that common parsers cannot read. A reader whose parser fails
+    /// on one message loses the whole response. Refused: a message nested deeper than 126, lone surrogates (`"\ud83d"`), numbers
+    /// too large for a double (`1e999`), numbers of more than 1,000 digits.
     Json(Source),
     /// There is nothing to append: no bytes, or an empty JSON array.
     Empty,

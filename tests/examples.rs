@@ -9,14 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use std::{
-    env, fs,
-    future::Future,
-    net::SocketAddr,
-    process::Stdio,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{env, fs, future::Future, net::SocketAddr, process::Stdio, time::Duration};
 use support::{Client, Seen, get, post, request};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -68,7 +61,7 @@ async fn the_chat_serves_its_page_and_brings_what_is_said_to_who_waits() {
     }
     assert_eq!(example.send(get("/rooms/lobby?offset=-1")).await.json(), heard.json(), "nothing of that was said");
 
-    example.stop_with(get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
+    example.stop_by("-INT", get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
 }
 
 #[tokio::test]
@@ -110,7 +103,7 @@ async fn jobs_are_followed_to_their_end_and_to_every_kind_of_it() {
 
     let started = example.send(post("/jobs", "text/plain", "3600")).await;
     let job = started.header("location").expect("a location");
-    example.stop_with(get(&format!("{job}?offset=now&{LIVE}"))).await;
+    example.stop_by("-TERM", get(&format!("{job}?offset=now&{LIVE}"))).await;
 }
 
 /// The loop in the header of `jobs`.
@@ -160,7 +153,7 @@ async fn a_grpc_client_and_curl_are_told_of_the_same_change_on_one_port() {
     let unknown = health.check(HealthCheckRequest { service: "nobody".to_owned() }).await;
     assert_eq!(unknown.expect_err("nobody").code(), Code::NotFound);
 
-    example.stop_with(get(&format!("/status?offset=now&{LIVE}"))).await;
+    example.stop_by("-INT", get(&format!("/status?offset=now&{LIVE}"))).await;
     assert_eq!(watched().await, None, "the watch has ended, and not broken off");
 }
 
@@ -188,7 +181,7 @@ async fn a_thread_ticks_and_a_bare_hyper_server_passes_every_tick_on() {
         let seen = example.send(get(uri)).await;
         assert_eq!(seen.text(), format!("{uri} is no channel; /events/clock is\n"));
     }
-    example.stop_with(get(&format!("/events/nothing?offset=now&{LIVE}"))).await;
+    example.stop_by("-TERM", get(&format!("/events/nothing?offset=now&{LIVE}"))).await;
 }
 
 #[tokio::test]
@@ -231,7 +224,7 @@ async fn tenants_share_a_path_and_nothing_else() {
     assert_eq!(example.send(by("globex-writes", order())).await.status.as_u16(), 204, "another tenant's");
     assert_eq!(example.send(by("acme-reads", orders())).await.json(), json!([{"order": 1}]));
 
-    example.stop_with(by("acme-reads", get(&format!("/feed/orders?offset=now&{LIVE}")))).await;
+    example.stop_by("-INT", by("acme-reads", get(&format!("/feed/orders?offset=now&{LIVE}")))).await;
 }
 
 fn by(token: &str, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
@@ -269,7 +262,7 @@ async fn a_stream_is_created_read_along_closed_and_read_to_its_end() {
 
     let other = request(Method::PUT, "/v1/stream/other");
     assert_eq!(example.send(other).await.status.as_u16(), 201);
-    example.stop_with(get(&format!("/v1/stream/other?offset=now&{LIVE}"))).await;
+    example.stop_by("-TERM", get(&format!("/v1/stream/other?offset=now&{LIVE}"))).await;
 }
 
 #[cfg(feature = "redis")]
@@ -317,7 +310,7 @@ async fn what_is_said_on_one_node_is_heard_on_the_other_and_redis_may_be_killed_
         assert_eq!(texts(&ask(node, get("/rooms/lobby?offset=-1")).await), ["hello", "again"], "node {node}");
     }
 
-    example.stop_with(get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
+    example.stop_by("-TERM", get(&format!("/rooms/lobby?offset=now&{LIVE}"))).await;
     let port = redis.split([' ', ';']).find_map(|word| word.parse().ok()).expect("the port of Redis");
     // The example has told Redis to end, and Redis takes a moment.
     support::until("Redis has ended with the example", || std::net::TcpStream::connect(("127.0.0.1", port)).is_err())
@@ -406,10 +399,7 @@ impl Example {
     }
 
     /// Sends a signal while a request is parked: the request is answered, and the process ends at once with success.
-    async fn stop_with(mut self, wait: Request<Full<Bytes>>) {
-        // Ctrl-C for some, and for others what service managers send.
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let signal = ["-INT", "-TERM"][NEXT.fetch_add(1, Relaxed) % 2];
+    async fn stop_by(mut self, signal: &str, wait: Request<Full<Bytes>>) {
         let mut short = wait.clone();
         *short.uri_mut() = format!("{}&timeout=0.2", wait.uri()).parse().expect("a path");
         let parked = tokio::spawn(Client::http1(self.addr).await.send(wait));

@@ -154,8 +154,8 @@ fn cors() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(HeaderValue::from_static("https://page.example"))
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(CORS_REQUEST_HEADERS)
-        .expose_headers(CORS_RESPONSE_HEADERS)
+        .allow_headers(CORS_REQUEST_HEADERS.to_vec())
+        .expose_headers(CORS_RESPONSE_HEADERS.to_vec())
 }
 
 #[tokio::test(start_paused = true)]

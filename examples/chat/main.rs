@@ -17,6 +17,9 @@
 //!
 //! What the browser runs is in `room.js`, which sends and waits and can be copied as it is, and `page.js`, which shows.
 
+#[path = "../support/stop.rs"]
+mod stop;
+
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, State},
@@ -28,20 +31,9 @@ use axum::{
     routing::{get, get_service},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    env,
-    error::Error,
-    future::IntoFuture,
-    time::{Duration, SystemTime},
-};
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    time::sleep,
-};
+use std::{env, error::Error, future::IntoFuture, time::SystemTime};
+use stop::{late, stopped};
+use tokio::net::TcpListener;
 use tower_comet::{Channel, Comet, CometLayer, Route};
 
 #[tokio::main]
@@ -69,21 +61,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         () = late() => {}
     }
     Ok(())
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
-}
-
-/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
-async fn late() {
-    stopped().await;
-    sleep(Duration::from_secs(10)).await;
 }
 
 /// What a browser sends. That it must be JSON keeps other sites' forms out.

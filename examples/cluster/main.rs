@@ -23,6 +23,9 @@
 
 mod redis;
 
+#[path = "../support/stop.rs"]
+mod stop;
+
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, State},
@@ -45,15 +48,8 @@ use std::{
     thread,
     time::{Duration, SystemTime},
 };
-use tokio::{
-    net::TcpListener,
-    signal::{
-        ctrl_c,
-        unix::{SignalKind, signal},
-    },
-    sync::Notify,
-    time::sleep,
-};
+use stop::{late, stopped};
+use tokio::{net::TcpListener, sync::Notify};
 use tower_comet::{Comet, CometLayer, Route};
 
 /// How long Redis is away when it is restarted: shorter than a wait.
@@ -120,21 +116,6 @@ async fn serve(listener: TcpListener, comet: Comet, restart: Arc<Notify>) -> io:
         ended = server.into_future() => ended,
         () = late() => Ok(()),
     }
-}
-
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
-async fn stopped() {
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
-    tokio::select! {
-        _ = ctrl_c() => {}
-        _ = terminated.recv() => {}
-    }
-}
-
-/// Resolves some time after that: a client that has sent half a request must not hold the shutdown up.
-async fn late() {
-    stopped().await;
-    sleep(Duration::from_secs(10)).await;
 }
 
 #[derive(Deserialize)]

@@ -30,7 +30,7 @@ impl Batch {
         text.push(b'[');
         serde_json::to_writer(&mut text, value).map_err(|error| Error::Encode(error.into()))?;
         // A value can hold text that something else has written, such as a `RawValue`.
-        json::check(&text[1..]).map_err(|reason| Error::Encode(reason.into()))?;
+        json::check(&text[1..], json::DEPTH).map_err(|reason| Error::Encode(reason.into()))?;
         text.push(b']');
         // A copy of exactly its size. Shrinking the text instead would leave gaps of a hundred bytes in the heap, too
         // small to be used.
@@ -42,9 +42,12 @@ impl Batch {
     pub(crate) fn json(text: &[u8]) -> Result<Self, Error> {
         let text = std::str::from_utf8(text).map_err(|error| Error::Json(error.into()))?;
         let text = text.trim_matches([' ', '\t', '\r', '\n']);
-        json::check(text.as_bytes()).map_err(|reason| Error::Json(reason.into()))?;
+        let is_array = text.starts_with('[');
+        // The array of several messages is not part of any of them.
+        let levels = json::DEPTH + usize::from(is_array);
+        json::check(text.as_bytes(), levels).map_err(|reason| Error::Json(reason.into()))?;
         let mut json = serde_json::Deserializer::from_str(text);
-        let (messages, data) = if text.starts_with('[') {
+        let (messages, data) = if is_array {
             let messages = json.deserialize_seq(Count).map_err(|error| Error::Json(error.into()))?;
             (messages, Bytes::copy_from_slice(text.as_bytes()))
         } else {
@@ -252,6 +255,14 @@ mod tests {
         let nested = ["[".repeat(126), "]".repeat(126)].concat();
         let one = Batch::value(&RawValue::from_string(nested).expect("JSON")).expect("it fits");
         assert!(serde_json::from_slice::<Value>(&one.data).is_ok(), "in the array of a response");
+        for (sent, fits) in [(126, true), (127, false)] {
+            let message =
+                ["{\"a\":[".repeat(sent / 2), "[".repeat(sent % 2), "]".repeat(sent % 2), "]}".repeat(sent / 2)]
+                    .concat();
+            for text in [message.clone(), format!(" [{message}]"), format!("[1,{message}]")] {
+                assert_eq!(Batch::json(text.as_bytes()).is_ok(), fits, "{text}");
+            }
+        }
     }
 
     #[test]

@@ -1,16 +1,17 @@
-//! What is JSON by RFC 8259, and is refused nevertheless, because common parsers cannot read it.
+//! Limits on valid JSON that common parsers cannot read.
 //!
 //! A response is one array of messages from many senders. One message that a reader's parser refuses would keep the reader
 //! from all of them.
 
-/// How deep arrays and objects may be nested (RFC 8259, section 9). Many parsers accept 128, and a response adds one level.
-const DEPTH: usize = 126;
+/// How deep the arrays and objects of a message may be nested (RFC 8259, section 9). Many parsers accept 128, and a response is
+/// an array of messages, which adds one level.
+pub(super) const DEPTH: usize = 126;
 
 /// How many digits a number may have. Python refuses to convert more than 4,300, other parsers fewer.
 const DIGITS: usize = 1_000;
 
-/// Checks JSON text against the limits. Text that is not JSON may pass.
-pub(super) fn check(text: &[u8]) -> Result<(), String> {
+/// Checks JSON text against the limits, with arrays and objects nested at most `levels` deep. Text that is not JSON may pass.
+pub(super) fn check(text: &[u8], levels: usize) -> Result<(), String> {
     let (mut at, mut depth) = (0, 0usize);
     while let Some(byte) = text.get(at) {
         match byte {
@@ -22,7 +23,7 @@ pub(super) fn check(text: &[u8]) -> Result<(), String> {
                 at = number(text, at)?;
                 continue;
             }
-            b'[' | b'{' if depth == DEPTH => return Err(format!("it is nested deeper than {DEPTH}")),
+            b'[' | b'{' if depth == levels => return Err(format!("a message is nested deeper than {DEPTH}")),
             b'[' | b'{' => depth += 1,
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
@@ -115,20 +116,20 @@ mod tests {
             (format!("[0.{}]", "3".repeat(1_000)), false),
         ] {
             let shown: String = text.chars().take(300).collect();
-            assert_eq!(check(text.as_bytes()).is_ok(), fits, "{shown}");
+            assert_eq!(check(text.as_bytes(), DEPTH).is_ok(), fits, "{shown}");
         }
     }
 
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(text in proptest::collection::vec(any::<u8>(), 0..64), like in r#"[\[\]{}:,"\\ud8e0-9.+-]{0,40}"#) {
-            let _ = (check(&text), check(like.as_bytes()));
+            let _ = (check(&text, DEPTH), check(like.as_bytes(), DEPTH));
         }
 
         /// serde_json reads a string into Unicode and a number into a double, so what it reads passes.
         #[test]
         fn what_serde_json_reads_passes(text in r#"("(\\u[dD][8-9a-f][0-9a-f]{2}|\\n|a){0,6}"|-?[1-9][0-9]{0,3}(\.[0-9]{1,3})?([eE][+-]?[0-9]{1,3})?)"#) {
-            prop_assert_eq!(check(text.as_bytes()).is_ok(), serde_json::from_str::<Value>(&text).is_ok(), "{}", text);
+            prop_assert_eq!(check(text.as_bytes(), DEPTH).is_ok(), serde_json::from_str::<Value>(&text).is_ok(), "{}", text);
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     reading::Pieces,
     replica,
     stored::Logged,
+    utf8::is_within_character,
 };
 
 /// The memory that an append takes in addition to its bytes, so that a flood of tiny messages is bounded too: 32 bytes
@@ -183,7 +184,7 @@ impl Log {
         let (mut reaches_tail, mut held_back) = (first + taken == self.len(), false);
         if extent.whole_characters {
             let whole = self.whole_characters(first, taken);
-            // What is held back is no reason to read again before the next append.
+            // Report up-to-date: reading again before the next append returns nothing.
             held_back = whole < taken && (reaches_tail || whole == 0);
             reaches_tail = first + whole == self.len();
             taken = whole;
@@ -212,27 +213,12 @@ impl Log {
     }
 
     /// Whether the bytes of the entries from `first` to `end` end within a character that the next byte continues, or may
-    /// continue because nothing follows yet.
+    /// continue because the channel is not closed and nothing follows yet.
     fn is_within_character(&self, first: usize, end: usize) -> bool {
         let before = (first..end).rev().filter_map(|index| self.history.get(index));
-        let mut last = before.flat_map(|entry| entry.data.bytes().iter().rev()).take(3).copied();
-        let mut length = 1;
-        let lead = loop {
-            match last.next() {
-                // A continuation byte.
-                Some(0x80..0xc0) => length += 1,
-                Some(lead) => break lead,
-                None => return false,
-            }
-        };
-        let needed = match lead {
-            0xc2..0xe0 => 2,
-            0xe0..0xf0 => 3,
-            0xf0..0xf5 => 4,
-            _ => 1,
-        };
-        let next = self.history.get(end).and_then(|entry| entry.data.bytes().first());
-        length < needed && next.map_or(!self.closed, |next| (0x80..0xc0).contains(next))
+        let last = before.flat_map(|entry| entry.data.bytes().iter().rev());
+        let next = self.history.get(end).and_then(|entry| entry.data.bytes().first().copied());
+        (next.is_some() || !self.closed) && is_within_character(last, next)
     }
 
     /// The offset just before the entry at `index`, which is the one just after its predecessor.

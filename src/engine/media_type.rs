@@ -22,6 +22,8 @@ pub(crate) struct Parsed {
     /// The length of `type/subtype` at the start of the text.
     essence: usize,
     kind: Kind,
+    /// Whether its `charset` is UTF-8, which is the default.
+    utf8: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,12 +52,12 @@ impl MediaType {
     pub(crate) fn stored(text: &str) -> Self {
         text.parse().unwrap_or_else(|_| {
             let (text, essence) = (Self::BYTES.into(), Self::BYTES.len());
-            Self::Other(Arc::new(Parsed { text, essence, kind: Kind::Other }))
+            Self::Other(Arc::new(Parsed { text, essence, kind: Kind::Other, utf8: false }))
         })
     }
 
     /// Returns `type/subtype`, as it was written.
-    fn essence(&self) -> &str {
+    pub(crate) fn essence(&self) -> &str {
         match self {
             Self::Json => Self::JSON,
             Self::Other(parsed) => &parsed.text[..parsed.essence],
@@ -81,7 +83,7 @@ impl FromStr for MediaType {
         if text == Self::JSON {
             return Ok(Self::Json);
         }
-        let essence = Some(text).filter(|text| text.len() <= LEN).and_then(essence).ok_or(Error::MediaType)?;
+        let (essence, charset) = Some(text).filter(|text| text.len() <= LEN).and_then(parts).ok_or(Error::MediaType)?;
         let is = |other| essence.eq_ignore_ascii_case(other);
         let kind = match essence.split_once('/') {
             _ if is(Self::JSON) => Kind::Json,
@@ -90,7 +92,8 @@ impl FromStr for MediaType {
             Some((main, _)) if main.eq_ignore_ascii_case("text") => Kind::Text,
             _ => Kind::Other,
         };
-        Ok(Self::Other(Arc::new(Parsed { text: text.into(), essence: essence.len(), kind })))
+        let utf8 = charset.is_none_or(|charset| charset.trim_matches('"').eq_ignore_ascii_case("utf-8"));
+        Ok(Self::Other(Arc::new(Parsed { text: text.into(), essence: essence.len(), kind, utf8 })))
     }
 }
 
@@ -134,12 +137,17 @@ pub(crate) fn is_text(content_type: &MediaType) -> bool {
     matches!(content_type.kind(), Kind::Plain | Kind::Text)
 }
 
+/// Whether content of this type is text in UTF-8.
+pub(crate) fn is_utf8(content_type: &MediaType) -> bool {
+    is_text(content_type) && matches!(content_type, MediaType::Other(parsed) if parsed.utf8)
+}
+
 /// Whether a browser shows or saves content of this type and never runs it as a page of this origin.
 pub(crate) fn is_inert(content_type: &MediaType) -> bool {
     matches!(content_type.kind(), Kind::Json | Kind::Plain | Kind::Bytes)
 }
 
-/// Returns the `type/subtype` of a text that is a media type as a whole (RFC 9110, section 8.3.1):
+/// Returns the `type/subtype` and the `charset` of a text that is a media type as a whole (RFC 9110, section 8.3.1):
 ///
 /// ```text
 /// media-type = type "/" subtype parameters
@@ -151,22 +159,26 @@ pub(crate) fn is_inert(content_type: &MediaType) -> bool {
 /// fields of a response with commas, split the result at commas and take the last type that they know (Fetch,
 /// "extract a MIME type"). They disagree about quoted strings there, so `text/plain;x=",text/html"` could be a page to one
 /// of them. No registered type needs a comma. Characters outside of ASCII (`obs-text`) are refused as well.
-fn essence(text: &str) -> Option<&str> {
+fn parts(text: &str) -> Option<(&str, Option<&str>)> {
     let rest = token(text)?.strip_prefix('/')?;
     let mut rest = token(rest)?;
-    let essence = &text[..text.len() - rest.len()];
+    let (essence, mut charset) = (&text[..text.len() - rest.len()], None);
     while !rest.is_empty() {
         rest = rest.trim_start_matches(OWS).strip_prefix(';')?.trim_start_matches(OWS);
         if rest.is_empty() || rest.starts_with(';') {
             continue;
         }
         let value = token(rest)?.strip_prefix('=')?;
+        let name = &rest[..rest.len() - value.len() - 1];
         rest = match value.strip_prefix('"') {
             Some(quoted) => after_quoted(quoted)?,
             None => token(value)?,
         };
+        if name.eq_ignore_ascii_case("charset") {
+            charset.get_or_insert(&value[..value.len() - rest.len()]);
+        }
     }
-    Some(essence)
+    Some((essence, charset))
 }
 
 const OWS: [char; 2] = [' ', '\t'];
@@ -234,6 +246,21 @@ mod tests {
             let parsed = parsed(written);
             assert_eq!((&*parsed, parsed.essence()), (written, essence));
             assert_eq!((is_json(&parsed), is_text(&parsed), is_inert(&parsed)), kind, "{written}");
+        }
+    }
+
+    #[test]
+    fn text_is_utf8_unless_its_charset_is_another() {
+        for (written, utf8) in [
+            ("text/plain", true),
+            ("text/html;Charset=UTF-8", true),
+            ("text/plain; x=\"charset=latin1;\"; charset=\"utf-8\"", true),
+            ("text/plain;charset=iso-8859-1", false),
+            ("text/plain;charset=utf-16;charset=utf-8", false),
+            ("application/json", false),
+            ("image/svg+xml;charset=utf-8", false),
+        ] {
+            assert_eq!(is_utf8(&parsed(written)), utf8, "{written}");
         }
     }
 

@@ -14,7 +14,7 @@
 //! | `request` | what any engine is asked to do, and what it says was done |
 //! | `remote` | the engines outside of this process: the one place where they differ |
 //! | `redis` | Redis or Valkey |
-//! | `media_type` | content types: parsed once, and compared by their essence |
+//! | `media_type`, `utf8` | content types: parsed once, and compared by their essence; where characters are split |
 
 mod batch;
 mod branch;
@@ -35,6 +35,7 @@ mod replica;
 mod request;
 mod retention;
 mod stored;
+mod utf8;
 mod writers;
 
 pub(crate) use batch::Batch;
@@ -43,7 +44,7 @@ pub use gone::{Gone, Reason};
 #[cfg(feature = "redis")]
 pub(crate) use log::READ;
 pub(crate) use log::{Log, cost_of};
-pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, same_type};
+pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, is_utf8, same_type};
 pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use parts::Parts;

@@ -18,13 +18,13 @@ pub(crate) enum Start {
     After(Offset),
 }
 
-/// How much a read returns. It is cut between appends; the first append goes whole, however large.
+/// How much a read returns. It ends between two appends, and returns at least one, whatever its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// The bytes of messages.
     pub(crate) bytes: usize,
-    /// Only up to an append that ends with a whole character of UTF-8: for a reader that decodes each piece by itself. An
-    /// append that ends within a character is held back until the next one.
+    /// Whether to return only appends up to one that ends with a whole character of UTF-8, for a reader that decodes each piece
+    /// by itself. An append that ends within a character is held back until the next one. Retention may drop it meanwhile.
     pub(crate) whole_characters: bool,
 }
 

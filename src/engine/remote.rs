@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Announcement, Append, Appended, Created, Creation, Extent, Lifetime, Log, MediaType, Offset, Reading,
-    ResponseBytes, Start,
+    ResponseBytes, Start, utf8::is_within_character,
 };
 use crate::Error;
 
@@ -209,6 +209,16 @@ impl Page {
         self.next() == self.tail
     }
 
+    /// Whether every append that was read ends within a character that the next one may continue, and there is a next one.
+    pub(crate) fn lacks_character_end(&self) -> bool {
+        let ends_whole = |nth: usize| {
+            let last = self.entries[..=nth].iter().rev().flat_map(|entry| entry.data.iter().rev());
+            let next = self.entries.get(nth + 1).and_then(|next| next.data.first().copied());
+            !is_within_character(last, next)
+        };
+        !self.is_up_to_date() && !(0..self.entries.len()).rev().any(ends_whole)
+    }
+
     pub(crate) fn into_reading(self, extent: Extent, counter: &Arc<ResponseBytes>) -> Reading {
         let up_to_date = self.is_up_to_date();
         let after = Start::After(self.after);
@@ -221,7 +231,8 @@ impl Page {
         };
         let mut reading = read(Extent { bytes: usize::MAX, ..extent });
         if reading.is_empty() {
-            // The append that follows was not read, or not made yet. Waiting for it here would be to ask again and again.
+            // The log ends within a character. The cached entries hold it back until the next append, unless they begin after
+            // it: then it is returned as it is, because reading again would find the same.
             reading = read(usize::MAX.into());
         }
         // Not if the answer is cut before the page ends.

@@ -15,9 +15,31 @@ use crate::{
 /// An answer of the layer's own.
 pub(crate) type Answer = Response<Payload>;
 
-/// 200 with messages, or with none; the cursor if it is live. 503 if the limit on what responses hold is reached. Without a
-/// tag nobody may store it.
+/// Returns 200 with messages, or 304 if `seen` names them; 503 if the limit on what responses hold is reached. A live read
+/// has a `cursor`.
+///
+/// A read that began at the tail has no entity tag, and no cache may store its response: the same request returns the next
+/// message.
 pub(super) fn messages(
+    registry: &Arc<Registry>,
+    route: &Route,
+    reading: Reading,
+    from_tail: bool,
+    outcome: Outcome,
+    seen: Option<&HeaderValue>,
+    cursor: Option<HeaderValue>,
+) -> Result<Answer, Problem> {
+    if from_tail {
+        return ok(registry, route, reading, outcome, None, cursor);
+    }
+    let tag = entity_tag(&reading);
+    if seen.is_some_and(|seen| matches(seen, &tag)) {
+        return Ok(not_modified(route, &reading, tag, cursor));
+    }
+    ok(registry, route, reading, outcome, Some(tag), cursor)
+}
+
+fn ok(
     registry: &Arc<Registry>,
     route: &Route,
     mut reading: Reading,
@@ -57,22 +79,6 @@ pub(super) fn messages(
     Ok(answer)
 }
 
-/// 200 with messages under the name of what they are, or 304 if the client has seen that.
-pub(super) fn tagged(
-    registry: &Arc<Registry>,
-    route: &Route,
-    reading: Reading,
-    outcome: Outcome,
-    seen: Option<&HeaderValue>,
-    cursor: Option<HeaderValue>,
-) -> Result<Answer, Problem> {
-    let tag = entity_tag(&reading);
-    if seen.is_some_and(|seen| matches(seen, &tag)) {
-        return Ok(not_modified(route, &reading, tag, cursor));
-    }
-    messages(registry, route, reading, outcome, Some(tag), cursor)
-}
-
 /// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.
 pub(super) fn nothing(reading: &Reading, outcome: Outcome, cursor: Option<HeaderValue>) -> Answer {
     let mut answer = empty(StatusCode::NO_CONTENT, outcome);
@@ -108,7 +114,7 @@ fn cacheable(map: &mut HeaderMap, route: &Route, reading: &Reading) {
         let seconds = max_age.as_secs();
         let control = headers::ascii(format_args!("{whose}, max-age={seconds}, stale-while-revalidate=300"));
         map.insert(header::CACHE_CONTROL, control);
-        // A cache may answer a page of another origin with it, too.
+        // A cache may reuse this response for a request from another origin.
         map.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, headers::exposed());
         if !route.strict {
             // With another `Accept` the answer is an event stream.

@@ -1,4 +1,4 @@
-//! What an answer has to know of its request.
+//! The facts about a request that its response depends on.
 
 use http::{Request, Version, header};
 
@@ -21,7 +21,7 @@ impl Caller {
         self.0 & Self::HTTP1 != 0
     }
 
-    /// A page of another origin, perhaps, which reads only the headers that are exposed to it.
+    /// Returns whether the request has an `Origin`. A page of another origin reads only exposed headers.
     pub(super) fn has_origin(self) -> bool {
         self.0 & Self::HAS_ORIGIN != 0
     }

@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(20);
 /// A client that is ahead is sent up to an hour further.
 const JITTER: Duration = Duration::from_secs(3_600);
 
-/// The largest cursor that is read: every client can count to it.
+/// The largest accepted cursor. JavaScript represents integers up to 2^53 exactly.
 const MOST: u64 = 1 << 53;
 
 /// A cursor that a client sent, in the four bytes that a parked request has for it. From 2^31 on it is rounded up, to 25

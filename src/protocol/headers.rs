@@ -40,13 +40,14 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 ///
 /// let cors = CorsLayer::new()
 ///     .allow_origin(Any)
-///     .allow_headers(CORS_REQUEST_HEADERS)
-///     .expose_headers(CORS_RESPONSE_HEADERS);
+///     .allow_headers(CORS_REQUEST_HEADERS.to_vec())
+///     .expose_headers(CORS_RESPONSE_HEADERS.to_vec());
 /// # drop(cors);
 /// assert!(CORS_REQUEST_HEADERS.contains(&http::header::IF_NONE_MATCH));
 /// ```
-#[allow(clippy::declare_interior_mutable_const, reason = "the names are static texts")]
-pub const CORS_REQUEST_HEADERS: [HeaderName; 16] = [
+pub static CORS_REQUEST_HEADERS: &[HeaderName] = &OF_REQUESTS;
+
+static OF_REQUESTS: [HeaderName; 16] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::IF_NONE_MATCH,
@@ -72,8 +73,9 @@ pub const CORS_REQUEST_HEADERS: [HeaderName; 16] = [
 /// ```
 /// assert!(tower_comet::CORS_RESPONSE_HEADERS.contains(&http::header::ETAG));
 /// ```
-#[allow(clippy::declare_interior_mutable_const, reason = "the names are static texts")]
-pub const CORS_RESPONSE_HEADERS: [HeaderName; 16] = [
+pub static CORS_RESPONSE_HEADERS: &[HeaderName] = &OF_RESPONSES;
+
+static OF_RESPONSES: [HeaderName; 16] = [
     NEXT_OFFSET,
     UP_TO_DATE,
     CLOSED,
@@ -94,8 +96,10 @@ pub const CORS_RESPONSE_HEADERS: [HeaderName; 16] = [
 
 /// The value of `Access-Control-Expose-Headers`.
 pub(super) fn exposed() -> HeaderValue {
-    static EXPOSED: LazyLock<HeaderValue> =
-        LazyLock::new(|| ascii(CORS_RESPONSE_HEADERS.each_ref().map(HeaderName::as_str).join(",")));
+    static EXPOSED: LazyLock<HeaderValue> = LazyLock::new(|| {
+        let names: Vec<_> = CORS_RESPONSE_HEADERS.iter().map(HeaderName::as_str).collect();
+        ascii(names.join(","))
+    });
     EXPOSED.clone()
 }
 

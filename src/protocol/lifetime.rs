@@ -24,7 +24,7 @@ pub(super) fn parse(map: &HeaderMap) -> Result<Option<Lifetime>, Problem> {
     }
 }
 
-/// The longest `Stream-TTL`, in seconds: every client can count to it.
+/// The largest accepted `Stream-TTL`, in seconds. JavaScript represents integers up to 2^53 exactly.
 const MOST: u64 = 1 << 53;
 
 fn parse_ttl(value: &HeaderValue) -> Option<Lifetime> {

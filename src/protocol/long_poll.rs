@@ -37,12 +37,9 @@ pub(super) fn at_once(
     if reading.is_empty() {
         return Ok(answer::nothing(&reading, Outcome::Ended, None));
     }
-    let (registry, cursor) = (&target.registry, cursor::header(asked.cursor));
-    let (route, outcome) = (&target.route, Outcome::Delivered);
-    let answer = match asked.start {
-        Start::Tail => answer::messages(registry, route, reading, outcome, None, Some(cursor))?,
-        _ => answer::tagged(registry, route, reading, outcome, seen, Some(cursor))?,
-    };
+    let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
+    let cursor = Some(cursor::header(asked.cursor));
+    let answer = answer::messages(registry, route, reading, from_tail, Outcome::Delivered, seen, cursor)?;
     registry.usage().count_delivered();
     Ok(answer)
 }
@@ -58,8 +55,7 @@ pin_project! {
         // The seconds granted to the client's `Prefer: wait`, plus one, so that `None` takes no space.
         preferred: Option<NonZeroU16>,
         caller: Caller,
-        // Whether the wait began at the tail of that time. What comes next has no name to be cached under: the same request
-        // is sent again for the message after it.
+        // Whether the wait began at the tail of that time.
         from_tail: bool,
     }
 }
@@ -103,12 +99,8 @@ impl Future for LongPoll {
         let mut answer = match ended {
             Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
             Ended::Read(reading) => {
-                let answer = if *this.from_tail {
-                    answer::messages(registry, this.route, reading, Outcome::Delivered, None, cursor)
-                } else {
-                    answer::tagged(registry, this.route, reading, Outcome::Delivered, None, cursor)
-                };
-                match answer {
+                let (from_tail, outcome) = (*this.from_tail, Outcome::Delivered);
+                match answer::messages(registry, this.route, reading, from_tail, outcome, None, cursor) {
                     Ok(answer) => {
                         registry.usage().count_delivered();
                         answer

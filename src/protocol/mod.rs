@@ -80,7 +80,7 @@ where
     }
     match parts.method {
         Method::GET => {
-            let asked = query::Asked::parse(&parts, target.route.strict).and_then(|mut asked| {
+            let asked = query::Asked::parse(&parts, &target.route).and_then(|mut asked| {
                 if asked.live.is_some() {
                     asked.client = target.client(&parts)?;
                 }

@@ -4,7 +4,7 @@ use http::{HeaderMap, header, request::Parts};
 use std::{borrow::Cow, time::Duration};
 
 use super::{client::Client, cursor::Cursor, headers, problem::Problem};
-use crate::engine::Start;
+use crate::{Route, engine::Start};
 
 /// What a `GET` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,15 +28,15 @@ pub(super) enum Live {
 }
 
 impl Asked {
-    pub(super) fn parse(parts: &Parts, strict: bool) -> Result<Self, Problem> {
+    pub(super) fn parse(parts: &Parts, route: &Route) -> Result<Self, Problem> {
         let mut query = Query::parse(parts.uri.query().unwrap_or_default())?;
-        if !strict && query.live.is_none() && accepts_events(&parts.headers) {
+        if !route.strict && query.live.is_none() && prefers_events(&parts.headers, route.content_type.essence()) {
             query.live = Some(Live::Sse);
             query.offset.get_or_insert("now".into());
         }
         let (start, live) = match (query.offset, query.live) {
             // The two kinds of route differ here and nowhere else in reading.
-            (None, None) if strict => (Start::Earliest, None),
+            (None, None) if route.strict => (Start::Earliest, None),
             (None, None) => (Start::Tail, Some(Live::LongPoll)),
             (None, Some(_)) => {
                 return Err(Problem::bad_request(
@@ -45,8 +45,8 @@ impl Asked {
                 ));
             }
             (Some(offset), Some(Live::Sse)) => {
-                // A browser's `EventSource` comes back with the URL that it was made with, and says where it was.
-                // An empty id is what it has before the first one.
+                // A browser's `EventSource` reconnects with its first URL and the id of the last event. Before the first event,
+                // the id may be empty.
                 let last = parts.headers.get(headers::LAST_EVENT_ID).filter(|id| !id.is_empty());
                 let last = last.map(|id| id.to_str().unwrap_or("not ASCII"));
                 (parse_offset(last.unwrap_or(&offset))?, Some(Live::Sse))
@@ -74,17 +74,36 @@ pub(super) fn parse_offset(text: &str) -> Result<Start, Problem> {
     }
 }
 
-/// Whether a request asks for an event stream by its `Accept` (RFC 9110, section 12.5.1), as an `EventSource` does.
-fn accepts_events(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let refused = |part: &str| {
-            let (name, quality) = part.split_once('=').unwrap_or_default();
-            name.trim().eq_ignore_ascii_case("q") && quality.trim().parse() == Ok(0.0)
-        };
-        parts.next().is_some_and(|range| range.eq_ignore_ascii_case("text/event-stream")) && !parts.any(refused)
-    })
+/// Returns whether a request prefers an event stream to the content itself (`Accept`; RFC 9110, section 12.5.1), as that of an
+/// `EventSource` does. Only if it names the type of event streams: `*/*` is what clients send that have no preference.
+fn prefers_events(headers: &HeaderMap, content_type: &str) -> bool {
+    let ranges = || {
+        let lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        lines.flat_map(|line| line.split(',')).map(media_range)
+    };
+    let Some((_, events)) = ranges().find(|(range, _)| range.eq_ignore_ascii_case("text/event-stream")) else {
+        return false;
+    };
+    // The most specific range applies. Between equal qualities, the type that is named comes before a wildcard.
+    let of_content = |range: &str| match range.split_once('/') {
+        _ if range.eq_ignore_ascii_case(content_type) => Some(2),
+        Some((main, "*")) if content_type.split('/').next().is_some_and(|other| main.eq_ignore_ascii_case(other)) => {
+            Some(1)
+        }
+        _ if range == "*/*" => Some(0),
+        _ => None,
+    };
+    let content = ranges().filter_map(|(range, quality)| Some((of_content(range)?, quality)));
+    let (specificity, content) = content.max_by_key(|(specificity, _)| *specificity).unwrap_or((0, 0.0));
+    events > content || (events == content && events > 0.0 && specificity < 2)
+}
+
+/// Splits a media range into its type and its quality, which is 1 if it has none.
+fn media_range(text: &str) -> (&str, f32) {
+    let mut parts = text.split(';').map(str::trim);
+    let range = parts.next().unwrap_or_default();
+    let quality = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+    (range, quality.map_or(1.0, |(_, value)| value.trim().parse().unwrap_or(0.0)))
 }
 
 /// The parameters that mean something, undone of their encoding. Others are ignored (Durable Streams, section 11.1).
@@ -166,7 +185,7 @@ mod tests {
     fn parse(query: &str, strict: bool) -> Result<Asked, Problem> {
         let uri = format!("/x?{query}");
         let parts = Request::get(uri).body(()).expect("a request").into_parts().0;
-        Asked::parse(&parts, strict)
+        Asked::parse(&parts, &if strict { Route::strict() } else { Route::new() })
     }
 
     #[test]
@@ -216,7 +235,7 @@ mod tests {
     #[test]
     fn the_shorter_wait_is_meant() {
         let request = Request::get("/x?timeout=0.5").header("prefer", "respond-async, wait=10").body(());
-        let asked = Asked::parse(&request.expect("a request").into_parts().0, false).expect("fine");
+        let asked = Asked::parse(&request.expect("a request").into_parts().0, &Route::new()).expect("fine");
         assert_eq!((asked.wait, asked.preferred), (Some(Duration::from_millis(500)), Some(10)));
         for (prefer, seconds) in [
             ("wait=10", Some(10)),
@@ -232,6 +251,31 @@ mod tests {
         ] {
             let request = Request::get("/x").header("prefer", prefer).body(()).expect("a request");
             assert_eq!(preferred_wait(request.headers()), seconds, "{prefer}");
+        }
+    }
+
+    #[test]
+    fn an_event_stream_must_be_preferred_to_the_content() {
+        for (accept, preferred) in [
+            ("text/event-stream", true),
+            ("Text/Event-Stream; q=0.2", true),
+            ("text/html, text/event-stream;q=0.5", true),
+            ("text/event-stream, */*", true),
+            ("text/event-stream, application/*", true),
+            ("application/json;q=0.5, text/event-stream", true),
+            ("*/*, application/json;q=0.1, text/event-stream;q=0.5", true),
+            ("*/*", false),
+            ("text/*", false),
+            ("", false),
+            ("text/event-stream;q=0", false),
+            ("text/event-stream;q=0, */*;q=0", false),
+            ("text/event-stream;q=x", false),
+            ("application/json, text/event-stream", false),
+            ("text/event-stream;q=0.5, application/*;q=0.6", false),
+            ("text/event-stream;q=0.5, */*", false),
+        ] {
+            let request = Request::get("/x").header("accept", accept).body(()).expect("a request");
+            assert_eq!(prefers_events(request.headers(), "application/json"), preferred, "{accept}");
         }
     }
 

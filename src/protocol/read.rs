@@ -48,11 +48,10 @@ fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: 
     match asked.live {
         Some(Live::LongPoll) => target.reply(long_poll::at_once(target, asked, reading, seen)),
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
-        // Where "now" is changes with time, so what is read from there has no name to be cached under.
-        None if asked.start == Start::Tail => {
-            target.reply(answer::messages(&target.registry, &target.route, reading, Outcome::Read, None, None))
+        None => {
+            let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
+            target.reply(answer::messages(registry, route, reading, from_tail, Outcome::Read, seen, None))
         }
-        None => target.reply(answer::tagged(&target.registry, &target.route, reading, Outcome::Read, seen, None)),
     }
 }
 

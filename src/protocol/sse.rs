@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Error, Outcome, Route,
-    engine::{Extent, MediaType, Offset, Reading, is_json, is_text},
+    engine::{Extent, MediaType, Offset, Reading, is_json, is_text, is_utf8},
     registry::{Cut, Ended, Outgoing, Wait},
 };
 
@@ -55,7 +55,7 @@ pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> R
         wait,
         route: Arc::clone(&target.route),
         base64,
-        text: !base64 && !is_json(content_type),
+        whole_characters: is_utf8(content_type),
         cursor: asked.cursor,
         event: None,
         outgoing: Outgoing::new(),
@@ -99,8 +99,8 @@ pin_project! {
         wait: Wait,
         route: Arc<Route>,
         base64: bool,
-        // Text that is not JSON, which may split a character over two appends.
-        text: bool,
+        // Text in UTF-8, which may split a character over two appends.
+        whole_characters: bool,
         cursor: Option<Cursor>,
         // The event that is being sent.
         event: Option<Event>,
@@ -141,7 +141,7 @@ impl EventStream {
             if !same_task {
                 *this.task = Some(cx.waker().clone());
             }
-            let extent = Extent { bytes: this.route.max_chunk.min(EVENT), whole_characters: *this.text };
+            let extent = Extent { bytes: this.route.max_chunk.min(EVENT), whole_characters: *this.whole_characters };
             let polled = this.wait.as_mut().poll_by(same_task, cx, (*this.end).min(*this.beat), extent);
             let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
             let event = match polled {

@@ -15,10 +15,11 @@ use super::{
     follow::Stage,
     timer::{NEVER, Timer},
     waiters::{Key, Standing, Woken, discard},
+    wherever::read_remote,
 };
 use crate::{
     Error, Limit,
-    engine::{Answer, Extent, Found, Gone, Offset, Place, Reading, Reason, Start, Touch},
+    engine::{Answer, Extent, Found, Gone, Offset, Reading, Reason, Start},
     faults::Rule,
     sync::{Mutex, assert_unlocked},
 };
@@ -345,8 +346,8 @@ impl Waiter {
     /// Starts a read from the remote engine.
     fn ask(&mut self, extent: Extent) {
         let Some(remote) = self.registry.remote().cloned() else { return };
-        let (name, place) = (self.entry.name().to_owned(), Place::From(Start::After(self.after)));
-        let answer = async move { remote.read(&name, place, extent.bytes, Touch::Yes).await };
+        let (name, start) = (self.entry.name().to_owned(), Start::After(self.after));
+        let answer = async move { read_remote(&*remote, &name, start, extent).await };
         self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
     }
 

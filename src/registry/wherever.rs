@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error,
-    engine::{Extent, Found, Offset, Page, Place, Reading, Start, Touch},
+    engine::{Extent, Found, Offset, Page, Place, Reading, Remote, Start, Touch},
     faults::Rule,
 };
 
@@ -83,7 +83,7 @@ impl Registry {
     /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
     pub(crate) async fn read_anywhere(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
         let Some(remote) = self.remote() else { return self.read(name, start, extent).map_err(Error::Gone) };
-        match remote.read(name, Place::From(start), extent.bytes, Touch::Yes).await? {
+        match read_remote(&**remote, name, start, extent).await? {
             Found::Page(page) => Ok(self.reading(page, extent)),
             Found::Nothing(origin) => Ok(Reading::unknown(origin)),
         }
@@ -193,5 +193,19 @@ impl Registry {
         let mut reading = page.into_reading(extent, self.usage.responses());
         reading.until = until;
         reading
+    }
+}
+
+/// Reads from the remote engine. If a read of whole characters ends within one, reads more: the rest is in the next appends.
+pub(super) async fn read_remote(remote: &dyn Remote, name: &str, start: Start, extent: Extent) -> Result<Found, Error> {
+    let mut limit = extent.bytes;
+    loop {
+        match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
+            Found::Page(page) if extent.whole_characters && page.lacks_character_end() => {
+                let size = page.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+                limit = limit.max(size).saturating_mul(2);
+            }
+            found => return Ok(found),
+        }
     }
 }

@@ -11,6 +11,7 @@ mod controls;
 mod crashes;
 mod cuts;
 mod damaged;
+mod events;
 mod history;
 mod joining;
 mod lifetimes;
