@@ -67,7 +67,7 @@ pub(super) fn actions(map: &HeaderMap, body: &impl Body) -> &'static [Action] {
     }
 }
 
-pub(super) async fn answer<B>(target: &Target<'_>, asked: Result<Asked, Problem>, body: B) -> Result<Answer, Problem>
+pub(super) async fn answer<B>(target: &Target, asked: Result<Asked, Problem>, body: B) -> Result<Answer, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -78,7 +78,7 @@ where
     append(target, &asked?, bytes).await
 }
 
-async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
+async fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
     let Target { registry, route, name, .. } = target;
     let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes).await?) };
     let content = batch.is_some();
@@ -105,7 +105,7 @@ async fn append(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Answ
 
 /// The content, if it is of the channel's type. That, and whether the stream has ended, is seen before the content is
 /// looked into, and by the registry once more, in the same step as the append.
-async fn batch(target: &Target<'_>, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
+async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
     if bytes.is_empty() {
         return Err(Problem::bad_request("empty", "there is nothing to append"));
     }

@@ -91,7 +91,7 @@ impl Drop for Admitted {
     }
 }
 
-impl Target<'_> {
+impl Target {
     /// Returns the client that sends a request, if the route limits the waits of each client and the key function
     /// returns a key.
     pub(super) fn client(&self, parts: &Parts) -> Result<Option<Client>, Problem> {

@@ -94,7 +94,7 @@ impl ForkAsked {
 }
 
 pub(super) async fn answer<B>(
-    target: &Target<'_>,
+    target: &Target,
     asked: Result<Asked, Problem>,
     parts: Parts,
     body: B,
@@ -116,7 +116,7 @@ where
 /// Returns the name of the channel to fork, by the route of its path, if that route lets this request read it. A denied
 /// source and an absent one have the same answer. A hook that fails has another, which tells the client nothing: the
 /// hook is called whether the source exists or not.
-async fn source(target: &Target<'_>, path: &ClientPath, parts: Parts) -> Result<String, Problem> {
+async fn source(target: &Target, path: &ClientPath, parts: Parts) -> Result<String, Problem> {
     let (source, parts) = target
         .at(path, parts)
         .ok_or_else(Problem::not_found)?
@@ -128,7 +128,7 @@ async fn source(target: &Target<'_>, path: &ClientPath, parts: Parts) -> Result<
     }
 }
 
-async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
+async fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
     let default = &target.route.content_type;
     let content_type = asked.content_type.or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
@@ -146,7 +146,7 @@ async fn create(target: &Target<'_>, asked: Asked, source: Option<String>, conte
     Ok(created(target, &done, asked.authority.as_ref(), &asked.path))
 }
 
-fn created(target: &Target<'_>, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
+fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = answer::empty(status, Outcome::Created);
     let map = answer.headers_mut();

@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::{Answer, Target, answer, problem::Problem};
 use crate::Outcome;
 
-pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
+pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
     let deleted = target.registry.delete_anywhere(&target.name).await;
     deleted.map_err(|error| Problem::from(error).repeatable())?;
     Ok(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted))

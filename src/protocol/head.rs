@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
 use crate::{Outcome, engine::Start};
 
-pub(super) async fn answer(target: &Target<'_>) -> Result<Answer, Problem> {
+pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
     let channel = target.registry.peek_anywhere(&target.name).await?;
     let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
     let map = answer.headers_mut();

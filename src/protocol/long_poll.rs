@@ -29,7 +29,7 @@ use crate::{
 
 /// What there is without a wait: messages, or the end of the stream.
 pub(super) fn at_once(
-    target: &Target<'_>,
+    target: &Target,
     asked: &Asked,
     reading: Reading,
     seen: Option<&HeaderValue>,
@@ -61,7 +61,7 @@ pin_project! {
 }
 
 impl LongPoll {
-    pub(super) fn new(target: &Target<'_>, asked: &Asked, wait: Wait) -> Self {
+    pub(super) fn new(target: &Target, asked: &Asked, wait: Wait) -> Self {
         let max_wait = target.route.max_wait;
         let longest = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
         Self {

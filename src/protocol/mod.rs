@@ -49,7 +49,7 @@ pub use headers::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 pub(crate) use payload::Payload;
 use problem::Problem;
 pub(crate) use reply::Reply;
-use target::{Held, Target};
+use target::Target;
 
 /// Answers a request on a route.
 pub(crate) fn reply<B>(
@@ -62,7 +62,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let (registry, routes, route) = (Held::Lent(routes.registry()), Held::Lent(routes), Held::Lent(route));
+    let (registry, routes, route) = (Arc::clone(routes.registry()), Arc::clone(routes), Arc::clone(route));
     let caller = Caller::of(&request);
     let head = request.method() == Method::HEAD;
     let mut target = Target { registry, routes, route, name: String::new(), caller, head };
@@ -98,14 +98,12 @@ where
             })
         }
         Method::HEAD => target.permitted(&[Action::Read], parts, |target| {
-            let target = target.own();
             Reply::Later(Box::pin(async move { target.reply(head::answer(&target).await) }))
         }),
         Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
             let asked = append::Asked::parse(&parts.headers);
             let actions = append::actions(&parts.headers, &body);
             target.permitted(actions, parts, move |target| {
-                let target = target.own();
                 Reply::Later(Box::pin(async move { target.reply(append::answer(&target, asked, body).await) }))
             })
         }
@@ -113,12 +111,10 @@ where
             let asked = create::Asked::parse(&parts);
             let kept = parts.clone();
             target.permitted(&[Action::Create], parts, move |target| {
-                let target = target.own();
                 Reply::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
             })
         }
         Method::DELETE if !target.route.delete.is_shut() => target.permitted(&[Action::Delete], parts, |target| {
-            let target = target.own();
             Reply::Later(Box::pin(async move { target.reply(delete::answer(&target).await) }))
         }),
         _ => target.reply(Err(Problem::method_not_allowed(&target.route))),

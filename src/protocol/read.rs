@@ -16,7 +16,7 @@ use crate::{
     registry::Begun,
 };
 
-pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>) -> Reply {
+pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> Reply {
     if target.registry.remote().is_none() {
         let (name, limit) = (&target.name, target.route.max_chunk.into());
         let begun = match asked.live {
@@ -25,7 +25,6 @@ pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>)
         };
         return go_on(&target, &asked, begun.map_err(Error::Gone), seen.as_ref());
     }
-    let target = target.own();
     Reply::Later(Box::pin(async move {
         let (name, limit) = (&target.name, target.route.max_chunk.into());
         let begun = match asked.live {
@@ -37,7 +36,7 @@ pub(super) fn reply(target: Target<'_>, asked: Asked, seen: Option<HeaderValue>)
     }))
 }
 
-fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: Option<&HeaderValue>) -> Reply {
+fn go_on(target: &Target, asked: &Asked, begun: Result<Begun, Error>, seen: Option<&HeaderValue>) -> Reply {
     let reading = match begun {
         Ok(begun) if target.route.strict && !begun.found() => return target.reply(Err(Problem::not_found())),
         Ok(Begun::Wait(wait)) => return counted(LongPoll::new(target, asked, wait), asked.client),
@@ -56,7 +55,7 @@ fn go_on(target: &Target<'_>, asked: &Asked, begun: Result<Begun, Error>, seen: 
 }
 
 /// On a strict route a channel that nobody has made is 404, whatever the offset.
-fn gone_or_unknown(target: &Target<'_>, gone: &Gone) -> Problem {
+fn gone_or_unknown(target: &Target, gone: &Gone) -> Problem {
     match gone.reason() {
         Reason::Unknown if target.route.strict => Problem::not_found(),
         _ => Problem::gone(gone),

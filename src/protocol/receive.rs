@@ -29,7 +29,7 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
 ///
 /// Dropping this future drops what was received and returns its share of the limit.
 pub(super) async fn receive<'a, B>(
-    target: &'a Target<'_>,
+    target: &'a Target,
     expects_continue: bool,
     body: B,
 ) -> Result<(Bytes, Received<'a>), Problem>
@@ -55,7 +55,7 @@ struct Refused {
 }
 
 async fn within_limits<'a, B>(
-    target: &'a Target<'_>,
+    target: &'a Target,
     expects_continue: bool,
     body: Pin<&mut B>,
 ) -> Result<(Bytes, Received<'a>), Refused>

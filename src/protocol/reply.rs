@@ -49,22 +49,21 @@ impl From<Answer> for Reply {
     }
 }
 
-impl Target<'_> {
+impl Target {
     /// Goes on if the route lets this request do what it asks for, on the channel that it grants.
     pub(super) fn permitted(
         self,
         actions: &'static [Action],
         parts: Parts,
-        go_on: impl FnOnce(Target<'_>) -> Reply + Send + 'static,
+        go_on: impl FnOnce(Target) -> Reply + Send + 'static,
     ) -> Reply {
         if self.is_open(actions) {
             return go_on(self);
         }
-        let target = self.own();
         Reply::Later(Box::pin(async move {
-            match target.clone().ask(actions, parts).await {
+            match self.clone().ask(actions, parts).await {
                 Ok(target) => go_on(target),
-                Err(problem) => target.reply(Err(problem)),
+                Err(problem) => self.reply(Err(problem)),
             }
         }))
     }

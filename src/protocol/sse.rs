@@ -38,7 +38,7 @@ const EVENT: usize = 64 * 1024;
 const BEAT: u64 = 15_000;
 
 /// Begins an event stream where a reading began.
-pub(super) fn answer(target: &Target<'_>, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
+pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());

@@ -1,7 +1,7 @@
 //! What a request is addressed to, and whether it may do there what it asks for.
 
 use http::{Method, request::Parts};
-use std::{ops::Deref, sync::Arc};
+use std::sync::Arc;
 
 use super::{caller::Caller, hook::decide, problem::Problem};
 use crate::{
@@ -14,61 +14,25 @@ use crate::{
 
 /// What a request is addressed to.
 #[derive(Clone)]
-pub(super) struct Target<'a> {
-    pub(super) registry: Held<'a, Registry>,
-    pub(super) routes: Held<'a, Routes>,
-    pub(super) route: Held<'a, Route>,
+pub(super) struct Target {
+    pub(super) registry: Arc<Registry>,
+    pub(super) routes: Arc<Routes>,
+    pub(super) route: Arc<Route>,
     pub(super) name: String,
     pub(super) caller: Caller,
     /// A `HEAD`, whose answer has no body, whatever it says.
     pub(super) head: bool,
 }
 
-/// Lent for as long as the call of the service lasts, or owned by what goes on after it. All threads count these, and
-/// most requests are answered within the call: they need not be counted.
-pub(super) enum Held<'a, T> {
-    Lent(&'a Arc<T>),
-    Owned(Arc<T>),
-}
-
-impl<T> Held<'_, T> {
-    fn own<'b>(&self) -> Held<'b, T> {
-        Held::Owned(Arc::clone(self))
-    }
-}
-
-impl<T> Clone for Held<'_, T> {
-    fn clone(&self) -> Self {
-        self.own()
-    }
-}
-
-impl<T> Deref for Held<'_, T> {
-    type Target = Arc<T>;
-
-    fn deref(&self) -> &Arc<T> {
-        match self {
-            Held::Lent(lent) => lent,
-            Held::Owned(owned) => owned,
-        }
-    }
-}
-
-impl Target<'_> {
-    /// The same, for what goes on after the call of the service.
-    pub(super) fn own<'b>(self) -> Target<'b> {
-        let (registry, routes, route) = (self.registry.own(), self.routes.own(), self.route.own());
-        Target { registry, routes, route, name: self.name, caller: self.caller, head: self.head }
-    }
-
+impl Target {
     /// Returns the channel that a `GET` of a path would read, as a target, and the head of a request for it: this request's
     /// head with the path in its URI. `None` if the path is on no route.
     ///
     /// The name and the URI are made from the same bytes: a hook that decides by one of them decides about the other.
-    pub(super) fn at(&self, path: &ClientPath, mut parts: Parts) -> Option<Result<(Target<'_>, Parts), NameError>> {
+    pub(super) fn at(&self, path: &ClientPath, mut parts: Parts) -> Option<Result<(Self, Parts), NameError>> {
         let (route, name) = self.routes.find(path.as_str(), &Method::GET)?;
         parts.uri = path.clone().beside(parts.uri);
-        Some(name.map(|name| (Target { route: Held::Lent(route), name, ..self.clone() }, parts)))
+        Some(name.map(|name| (Self { route: Arc::clone(route), name, ..self.clone() }, parts)))
     }
 
     /// Whether anyone may.
