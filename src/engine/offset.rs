@@ -42,22 +42,6 @@ impl Offset {
         Self { position, fingerprint }
     }
 
-    /// The text, all of it ASCII. Every answer carries one or more of these.
-    ///
-    /// The letter keeps programs from taking the digits behind the `_` for a byte position and doing arithmetic with them,
-    /// as Yjs's server does with offsets of digits alone.
-    pub(crate) fn text(self) -> [u8; Self::LEN] {
-        let mut text = *b"0000000000000000_x0000000000000000";
-        let (mut position, mut digits) = (self.position, 16);
-        while position > 0 && digits > 0 {
-            digits -= 1;
-            text[digits] += (position % 10) as u8;
-            position /= 10;
-        }
-        text[18..].copy_from_slice(&hexadecimal(self.fingerprint));
-        text
-    }
-
     pub(crate) const fn position(self) -> u64 {
         self.position
     }
@@ -65,11 +49,6 @@ impl Offset {
     pub(crate) const fn fingerprint(self) -> u64 {
         self.fingerprint
     }
-}
-
-/// Sixteen digits in lower case.
-pub(crate) fn hexadecimal(number: u64) -> [u8; 16] {
-    std::array::from_fn(|nth| b"0123456789abcdef"[(number >> (60 - 4 * nth)) as usize & 15])
 }
 
 /// What clients of Durable Streams send for the start of a stream without having received it.
@@ -106,7 +85,9 @@ impl FromStr for Offset {
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(std::str::from_utf8(&self.text()).expect("an offset's text is ASCII"))
+        // The letter keeps programs from taking the digits after the `_` for a byte position and doing arithmetic with them, as
+        // Yjs's server does with an offset of digits alone.
+        f.pad(&format!("{:016}_x{:016x}", self.position, self.fingerprint))
     }
 }
 

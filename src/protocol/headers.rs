@@ -104,7 +104,7 @@ pub(super) fn exposed() -> HeaderValue {
 }
 
 pub(super) fn offset(offset: Offset) -> HeaderValue {
-    HeaderValue::from_bytes(&offset.text()).expect("an offset's text is ASCII")
+    ascii(offset)
 }
 
 /// A value of ours, of digits, letters and punctuation.

@@ -9,7 +9,7 @@
 //! | `target`, `hook` | what a request is addressed to, and whether it may; running the hook that decides |
 //! | `client` | how many waits each client has |
 //! | `query`, `lifetime`, `producer`, `receive`, `drain` | what requests say: query, headers, body |
-//! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
+//! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
 
 mod answer;
 mod append;
@@ -35,7 +35,6 @@ mod receive;
 mod reply;
 mod sse;
 mod target;
-mod text;
 
 use http::{Method, Request, StatusCode, header};
 use http_body::Body;
