@@ -51,27 +51,14 @@ fn ok(
         reading.json = is_json(&route.content_type);
         route.content_type.clone()
     });
-    let mut map = headers::of_messages(cursor.is_some());
-    map.insert(headers::NEXT_OFFSET, headers::offset(reading.next));
-    if !reading.up_to_date {
-        map.remove(headers::UP_TO_DATE);
+    let mut map = headers::safe();
+    position(&mut map, &reading);
+    of_type(&mut map, &content_type);
+    if let Some(tag) = tag {
+        cacheable(&mut map, route, &reading);
+        map.insert(header::ETAG, tag);
     }
-    if reading.closed {
-        map.insert(headers::CLOSED, headers::TRUE);
-    }
-    if content_type != MediaType::Json {
-        of_type(&mut map, &content_type);
-    }
-    match tag {
-        Some(tag) => {
-            cacheable(&mut map, route, &reading);
-            map.insert(header::ETAG, tag)
-        }
-        None => map.remove(header::ETAG),
-    };
-    if let Some(cursor) = cursor {
-        map.insert(headers::CURSOR, cursor);
-    }
+    map.extend(cursor.map(|cursor| (headers::CURSOR, cursor)));
     let content = registry.content(reading).map_err(Problem::full)?;
     let mut answer = Response::new(content.into());
     *answer.headers_mut() = map;

@@ -120,35 +120,14 @@ pub(super) fn content_type(text: &str) -> HeaderValue {
     }
 }
 
-/// What every answer carries: it is somebody's text on the application's origin, not to be sniffed, not to
-/// be embedded elsewhere, and, as no cache knows when a channel goes on, not to be stored.
+/// Returns the headers of every response of the layer. The content is somebody's text on the application's origin, so browsers
+/// must not guess its type or embed it in pages of other sites. No cache knows when a channel continues, so none may store it.
 pub(super) fn safe() -> HeaderMap {
-    static SAFE: LazyLock<HeaderMap> = LazyLock::new(|| template([]));
-    SAFE.clone()
-}
-
-/// The same, and what nearly all answers with messages carry: they are JSON, and end with the newest. Where they end, their
-/// tag and, if they are live, the cursor are to be put in.
-pub(super) fn of_messages(live: bool) -> HeaderMap {
-    static CATCH_UP: LazyLock<HeaderMap> = LazyLock::new(|| template(of_messages()));
-    static LIVE: LazyLock<HeaderMap> = LazyLock::new(|| template(of_messages().into_iter().chain([(CURSOR, TRUE)])));
-    fn of_messages() -> [(HeaderName, HeaderValue); 4] {
-        [(UP_TO_DATE, TRUE), (header::CONTENT_TYPE, JSON), (NEXT_OFFSET, TRUE), (header::ETAG, TRUE)]
-    }
-    if live { LIVE.clone() } else { CATCH_UP.clone() }
-}
-
-/// A map to be copied, which costs less than as many insertions, and is as large as it need be: a map that is filled one
-/// by one has room for twelve, which is more than an allocator has at hand.
-fn template(more: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> HeaderMap {
-    let safe = [
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
-    ];
-    let headers: Vec<_> = safe.into_iter().chain(more).collect();
-    let mut map = HeaderMap::with_capacity(headers.len());
-    map.extend(headers);
+    // Room for all headers of a response with messages.
+    let mut map = HeaderMap::with_capacity(12);
+    map.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    map.insert(HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin"));
     map
 }
 
