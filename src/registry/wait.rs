@@ -3,7 +3,6 @@
 use pin_project_lite::pin_project;
 use std::{
     fmt,
-    num::NonZeroU32,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -41,10 +40,8 @@ struct Waiter {
     registry: Arc<Registry>,
     entry: Arc<Entry>,
     after: Offset,
-    /// The parts of the [`Key`] into the list of waiters. A nested key would add padding, and a parked request must fit
-    /// into an allocator's size class of 192 bytes.
-    round: u64,
-    slot: Option<NonZeroU32>,
+    /// The place on the list of waiters.
+    key: Option<Key>,
     /// Whether the channel existed when the wait began.
     existed: bool,
     admission: Admission,
@@ -118,9 +115,8 @@ impl Wait {
 
     /// Creates a wait on an entry that the caller has looked up. The entry may have left the map meanwhile.
     pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
-        let (round, slot, question) = (0, None, None);
-        let (admission, left) = (Admission::None, false);
-        let waiter = Waiter { registry, entry, after, round, slot, existed, admission, left, question };
+        let (key, admission, left, question) = (None, Admission::None, false, None);
+        let waiter = Waiter { registry, entry, after, key, existed, admission, left, question };
         Self { waiter, timer: Timer::new() }
     }
 
@@ -147,7 +143,7 @@ impl Wait {
     pub(crate) fn resume_at(&self) -> Offset {
         let Waiter { registry, entry, after, .. } = &self.waiter;
         let state = entry.lock();
-        let parked = self.waiter.key().is_some_and(|key| state.waiters.standing(key) == Standing::Parked);
+        let parked = self.waiter.key.is_some_and(|key| state.waiters.standing(key) == Standing::Parked);
         let absent = after.position() == 0 && state.log.is_none() && self.waiter.question.is_none();
         match (&registry.remote, parked && absent) {
             (None, true) => registry.endings.tail(registry.map.hash(entry.name())),
@@ -213,7 +209,7 @@ impl Wait {
         let now = waiter.registry.now();
         // Cloned before the lock is taken, if this poll is likely to park: a first poll usually does, one after a
         // wake-up seldom.
-        let mut waker = waiter.slot.is_none().then(|| cx.waker().clone());
+        let mut waker = waiter.key.is_none().then(|| cx.waker().clone());
         loop {
             match waiter.check(cx.waker(), &mut waker, (until, now), extent) {
                 Next::End(ended) => return Poll::Ready(ended),
@@ -246,10 +242,6 @@ impl Wait {
 }
 
 impl Waiter {
-    fn key(&self) -> Option<Key> {
-        self.slot.map(|slot| Key::from_parts(self.round, slot))
-    }
-
     /// Does everything that needs the channel's lock: reads, and parks if there is nothing to read. `waker` is a clone
     /// of the task's waker, if the caller has made one.
     fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), extent: Extent) -> Next {
@@ -269,7 +261,7 @@ impl Waiter {
                 // The log keeps the entry in the map, and whatever removes the log vacates the entry. If the list has
                 // been taken too, this wait need not take the lock again to leave.
                 self.left = self.admission != Admission::Lasting
-                    && self.key().is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                    && self.key.is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
                 if self.left {
                     self.admission.leave_channel(&mut state);
                 }
@@ -297,7 +289,7 @@ impl Waiter {
             // current one.
             self.after = reading.next;
         }
-        let standing = self.key().map(|key| state.waiters.standing(key));
+        let standing = self.key.map(|key| state.waiters.standing(key));
         let released = match standing {
             Some(Standing::Released) => true,
             // Woken without a message, for example by a creation. The wait may have been released before that, in a
@@ -318,7 +310,7 @@ impl Waiter {
             }
         }
         let until = until.min(reading.until.unwrap_or(NEVER));
-        let parked = self.key().filter(|_| standing == Some(Standing::Parked));
+        let parked = self.key.filter(|_| standing == Some(Standing::Parked));
         if parked.is_some_and(|key| state.waiters.wakes(key, task)) {
             return Next::Sleep { until, again: true };
         }
@@ -326,8 +318,7 @@ impl Waiter {
         match parked {
             Some(key) => _replaced = state.waiters.refresh(key, waker),
             None => {
-                let (round, slot) = state.waiters.park(waker).into_parts();
-                (self.round, self.slot, self.left) = (round, Some(slot), false);
+                (self.key, self.left) = (Some(state.waiters.park(waker)), false);
             }
         }
         if self.registry.remote().is_some() {
@@ -339,7 +330,7 @@ impl Waiter {
     /// Continues with the entry that is in the map now. A vacated entry has no parked and no counted waits, so this
     /// wait was neither, and misses no message.
     fn reenter(&mut self) {
-        self.slot = None;
+        self.key = None;
         self.entry = self.registry.enter(self.entry.name());
     }
 
@@ -379,8 +370,8 @@ impl Waiter {
     /// Removes the waker from the list of waiters, and the entry from the map if it is vacant.
     fn leave(&mut self) {
         let mut state = self.entry.lock();
-        let waker = self.key().and_then(|key| state.waiters.remove(key));
-        self.slot = None;
+        let waker = self.key.and_then(|key| state.waiters.remove(key));
+        self.key = None;
         self.admission.leave_channel(&mut state);
         if let (Some(kept), Some(_)) = (&mut state.log, &waker) {
             // A parked wait counts as a reader until it leaves.
