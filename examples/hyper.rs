@@ -99,7 +99,7 @@ fn tick(clock: &Channel) {
     loop {
         thread::sleep(Duration::from_secs(1));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        if let Err(error) = clock.publish(&now.as_secs()).wait() {
+        if let Err(error) = clock.publish(now.as_secs()).wait() {
             eprintln!("{}: {error}", clock.name());
         }
     }

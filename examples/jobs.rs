@@ -100,7 +100,7 @@ async fn start(State(jobs): State<Jobs>, steps: String) -> Response {
     let job = jobs.comet.channel(format!("/jobs/{id}"));
 
     // The first message makes the channel: it is there before the client hears of it. Without room for it, no job.
-    if let Err(error) = job.publish(&json!({"state": "started"})).await {
+    if let Err(error) = job.publish(json!({"state": "started"})).await {
         return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
     }
     let location = job.name().to_owned();
@@ -130,7 +130,7 @@ async fn work(job: Channel, steps: String) -> Result<(), Box<dyn Error + Send + 
     for (step, seconds) in (1..).zip(steps.lines()) {
         let seconds = seconds.parse().map_err(|error| format!("step {step}, {seconds:?}: {error}"))?;
         sleep(Duration::from_secs_f64(seconds)).await;
-        job.publish(&json!({"state": "running", "step": step, "of": of})).await?;
+        job.publish(json!({"state": "running", "step": step, "of": of})).await?;
     }
     Ok(())
 }

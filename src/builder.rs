@@ -137,7 +137,7 @@ impl CometBuilder {
     /// // Ten clients request a file that is replaced every time, and do not read the response.
     /// let mut responses = Vec::new();
     /// for _ in 0..10 {
-    ///     comet.channel("/files/1").publish(&"x".repeat(300_000)).await?;
+    ///     comet.channel("/files/1").publish("x".repeat(300_000)).await?;
     ///     responses.push(app.clone().oneshot(Request::get("/files/1?offset=-1").body(Body::empty())?).await?);
     /// }
     /// assert!(comet.stats().reading_bytes <= 1_000_000);

@@ -121,7 +121,7 @@ impl Change {
     ///
     /// let comet = Comet::new();
     /// let sensor = comet.channel("/sensor");
-    /// std::thread::spawn(move || sensor.publish(&21.5).wait()).join().unwrap()?;
+    /// std::thread::spawn(move || sensor.publish(21.5).wait()).join().unwrap()?;
     /// assert_eq!(comet.channel("/sensor").history(), 1);
     /// # Ok::<(), tower_comet::Error>(())
     /// ```

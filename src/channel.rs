@@ -24,7 +24,7 @@ use crate::{
 /// let news = comet.channel("/events/news");
 /// let mut reader = news.subscribe();
 ///
-/// news.publish(&["any", "value", "of", "serde"]).await?;
+/// news.publish(["any", "value", "of", "serde"]).await?;
 ///
 /// let message = reader.recv().await?.expect("not closed yet");
 /// assert_eq!(&message.data()[..], br#"["any","value","of","serde"]"#);
@@ -54,6 +54,7 @@ impl Channel {
     }
 
     /// Appends a value as one JSON message, and wakes everybody who waits. Resolves to the offset just after it.
+    /// Takes the value itself or a reference to it.
     ///
     /// The value is encoded now; the append is made when the returned future is first polled, and never waits for a
     /// subscriber. Outside a runtime, [`wait`](Change::wait) for it.
@@ -70,15 +71,15 @@ impl Channel {
     /// ```
     /// # use tower_comet::{Comet, Error};
     /// let scores = Comet::new().channel("/scores");
-    /// let after = scores.publish(&(3, 1)).wait()?;
+    /// let after = scores.publish((3, 1)).wait()?;
     /// assert_eq!(scores.tail(), after);
     ///
-    /// drop(scores.publish(&(3, 2)));
+    /// drop(scores.publish((3, 2)));
     /// assert_eq!(scores.history(), 1, "nobody has polled it");
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn publish<T: Serialize + ?Sized>(&self, value: &T) -> Change {
-        Change::append(self.registry.clone(), self.name.clone(), Batch::value(value))
+    pub fn publish<T: Serialize>(&self, value: T) -> Change {
+        Change::append(self.registry.clone(), self.name.clone(), Batch::value(&value))
     }
 
     /// Appends bytes of the channel's content type, and wakes everybody who waits. Resolves to the offset just after them.
@@ -131,7 +132,7 @@ impl Channel {
     /// assert_eq!((job.history(), job.is_closed()), (2, true));
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn publish_last<T: Serialize + ?Sized>(&self, value: &T) -> Change {
+    pub fn publish_last<T: Serialize>(&self, value: T) -> Change {
         self.publish(value).and_close()
     }
 

@@ -129,8 +129,8 @@ impl Comet {
     /// assert_eq!(comet.channel("/news").history(), 1);
     /// # Ok::<(), tower_comet::Error>(())
     /// ```
-    pub fn broadcast<T: Serialize + ?Sized>(&self, pattern: &str, value: &T) -> Broadcast {
-        Broadcast::new(self.registry.clone(), pattern, value)
+    pub fn broadcast<T: Serialize>(&self, pattern: &str, value: T) -> Broadcast {
+        Broadcast::new(self.registry.clone(), pattern, &value)
     }
 
     /// How many wait on all channels together: parked requests, event streams, and [`Subscription`](crate::Subscription)s in

@@ -211,7 +211,7 @@ impl CometLayer {
     /// use tower_comet::{Comet, CometLayer, Route};
     ///
     /// async fn say(State(comet): State<Comet>, Path(room): Path<String>, text: String) -> StatusCode {
-    ///     let said = comet.channel(format!("/rooms/{room}")).publish(&text).await;
+    ///     let said = comet.channel(format!("/rooms/{room}")).publish(text).await;
     ///     if said.is_ok() { StatusCode::NO_CONTENT } else { StatusCode::SERVICE_UNAVAILABLE }
     /// }
     ///

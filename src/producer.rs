@@ -58,9 +58,9 @@ impl Producer {
     ///
     /// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on its
     /// way may have been made: as after [`Error::Uncertain`], publish the same value again.
-    pub fn publish<T: Serialize + ?Sized>(
+    pub fn publish<T: Serialize>(
         &mut self,
-        value: &T,
+        value: T,
     ) -> impl Future<Output = Result<Offset, Error>> + Send + use<'_, T> {
         let change = self.channel.publish(value);
         self.send(change)

@@ -174,7 +174,7 @@ async fn methods_that_the_route_does_not_serve_are_the_applications() {
     let comet = Comet::new();
     let room = comet.channel("/rooms/1");
     let say = move |said: String| async move {
-        room.publish(&format!("said: {said}")).await.unwrap();
+        room.publish(format!("said: {said}")).await.unwrap();
         StatusCode::CREATED
     };
     let open = Route::new().read_by_anyone().append_by_anyone().create_by_anyone().close_by_anyone().delete_by_anyone();

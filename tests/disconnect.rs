@@ -245,7 +245,7 @@ async fn an_event_stream_that_nobody_reads_holds_no_messages_and_ends() {
     // More than there are buffers in between.
     let text = "x".repeat(100_000);
     for i in 0..300 {
-        news.publish(&(i, &text)).await.unwrap();
+        news.publish((i, &text)).await.unwrap();
         tokio::task::yield_now().await;
     }
     assert_eq!(news.history(), 10);

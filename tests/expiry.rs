@@ -298,7 +298,7 @@ async fn what_cannot_be_made_anew_for_want_of_room_stays_gone() {
     let channel = comet.channel("/s/a");
     channel.create(Create::new("application/json").idle(seconds(1))).await.unwrap();
     advance(seconds(2)).await;
-    assert!(matches!(channel.publish(&"x".repeat(2_000)).await, Err(Error::Full(_))));
+    assert!(matches!(channel.publish("x".repeat(2_000)).await, Err(Error::Full(_))));
     assert_eq!(status(&layer, request(http::Method::HEAD, "/s/a")).await, 404);
     assert_eq!((comet.stats().channels, comet.stats().history_bytes), (0, 0));
 }

@@ -24,7 +24,7 @@ fn keeping(appends: usize) -> Comet {
 async fn publish(channel: &Channel, count: usize) -> Vec<Offset> {
     let mut offsets = Vec::new();
     for n in 0..count {
-        offsets.push(channel.publish(&n).await.unwrap());
+        offsets.push(channel.publish(n).await.unwrap());
     }
     offsets
 }

@@ -212,7 +212,7 @@ async fn a_thousand_waits_share_one_http2_connection() {
     let seen = soon(client.send(get("/"))).await.unwrap();
     assert_eq!((seen.status, comet.waiters()), (StatusCode::IM_A_TEAPOT, WAITS), "others get through");
 
-    comet.channel("/events/7").publish(&7).await.unwrap();
+    comet.channel("/events/7").publish(7).await.unwrap();
     until("ten are answered", || comet.waiters() == WAITS - 10).await;
     assert_eq!(comet.broadcast("/events/{channel}", "all").await.unwrap(), 100);
     for (i, wait) in waits.into_iter().enumerate() {

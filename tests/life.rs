@@ -40,7 +40,7 @@ async fn a_look_or_a_wait_makes_neither_a_log_nor_a_type() {
     settle().await;
     assert_eq!((comet.stats().channels, comet.channels().count(), comet.waiters()), (0, 1, 2));
     // Waited on as text, and made as JSON: the first append decides.
-    channel.publish(&1).await.unwrap();
+    channel.publish(1).await.unwrap();
     let seen = waiting.await.unwrap();
     assert_eq!((seen.text(), seen.header("content-type")), ("[1]", Some("application/json")));
     assert_eq!(reading.await.unwrap().unwrap().unwrap().data(), "1");

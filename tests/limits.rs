@@ -80,7 +80,7 @@ async fn an_append_has_a_size() {
         let (comet, layer) = built(|builder| set.map_or(builder.clone(), |bytes| builder.max_append(bytes)));
         let news = comet.channel("/events/news");
         assert_eq!(send(&layer, post("/events/news", JSON, text(limit))).await.status.as_u16(), 204);
-        news.publish(&"x".repeat(limit - 2)).await.unwrap();
+        news.publish("x".repeat(limit - 2)).await.unwrap();
         // The brackets of an array are not counted: they are the batch's.
         news.append(format!("[{}]", text(limit))).await.unwrap();
         assert_eq!(comet.stats().appends, 3);
@@ -90,7 +90,7 @@ async fn an_append_has_a_size() {
         assert_eq!(seen.outcome, Some(Outcome::Refused));
         let put = http::Request::put("/bytes/x").body(Full::from(vec![0; limit + 1])).unwrap();
         assert_eq!(send(&layer, put).await.status.as_u16(), 413);
-        let refused = news.publish(&"x".repeat(limit - 1)).await;
+        let refused = news.publish("x".repeat(limit - 1)).await;
         assert!(matches!(refused, Err(Error::TooLarge { limit: said }) if said == limit));
         assert_eq!((comet.stats().appends, comet.channels().count()), (3, 1));
     }
@@ -258,7 +258,7 @@ async fn channels_have_a_number() {
     for (set, limit) in [(None, 100_000), (Some(3), 3)] {
         let (comet, layer) = built(|builder| set.map_or(builder.clone(), |channels| builder.max_channels(channels)));
         for nth in 0..limit {
-            comet.channel(format!("/events/{nth}")).publish(&nth).wait().unwrap();
+            comet.channel(format!("/events/{nth}")).publish(nth).wait().unwrap();
         }
         full(&send(&layer, post("/events/x", JSON, "1")).await);
         full(&send(&layer, http::Request::put("/events/x").body(Full::default()).unwrap()).await);
@@ -321,7 +321,7 @@ async fn a_channel_keeps_so_many_appends_so_many_bytes_and_so_long() {
     let kept = async |comet: &Comet, appends: usize, bytes: usize| {
         let channel = comet.channel("/x");
         for _ in 0..appends {
-            channel.publish(&"x".repeat(bytes - 4)).wait().unwrap();
+            channel.publish("x".repeat(bytes - 4)).wait().unwrap();
         }
         channel.history()
     };
@@ -360,13 +360,13 @@ async fn an_answer_has_a_size() {
         .route("/small/{x}", Route::new().read_by_anyone().channel("/events/{x}").max_chunk(MIB / 2));
     let channel = comet.channel("/events/x");
     for _ in 0..32 {
-        channel.publish(&"x".repeat(MIB / 8 - 4)).await.unwrap();
+        channel.publish("x".repeat(MIB / 8 - 4)).await.unwrap();
     }
     let waiting = sent(&layer, get("/events/x")).await;
     for (uri, appends) in [("/events/x", 8), ("/small/x", 4)] {
         let seen = send(&layer, get(&format!("{uri}?offset=-1"))).await;
         assert_eq!((seen.json().as_array().map(Vec::len), seen.header("stream-up-to-date")), (Some(appends), None));
     }
-    channel.publish(&json!(1)).await.unwrap();
+    channel.publish(json!(1)).await.unwrap();
     assert_eq!(waiting.await.unwrap().text(), "[1]");
 }

@@ -210,7 +210,7 @@ async fn a_fork_whose_source_is_forgotten_and_created_anew_meanwhile_is_refused(
         let comet = comet(Retention::unbounded().age(age), |builder| builder);
         let source = comet.channel("/source");
         for _ in 0..LONG {
-            source.publish(&1).await.unwrap();
+            source.publish(1).await.unwrap();
         }
         // An event stream that is not read is no waiter, but its entry of the name stays, and gets the new log.
         let layer = CometLayer::new(comet.clone()).route("/{channel}", open_to_all());
@@ -219,9 +219,9 @@ async fn a_fork_whose_source_is_forgotten_and_created_anew_meanwhile_is_refused(
         let fork = begin(&comet, "/fork", None);
         tokio::time::advance(2 * age).await;
         if anew {
-            source.publish(&1).await.unwrap();
+            source.publish(1).await.unwrap();
         } else {
-            comet.channel("/other").publish(&1).await.unwrap();
+            comet.channel("/other").publish(1).await.unwrap();
         }
         assert_eq!(comet.stats().channels, 2, "the new channel, and the one that is reserved for the fork");
         assert!(matches!(finish(fork), Err(Error::Unknown)), "{anew}");

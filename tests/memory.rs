@@ -148,7 +148,7 @@ fn one_who_stays_on_does_not_keep_the_memory_of_a_crowd() {
         let left = held().saturating_sub(before);
         assert!(left < 20 * 32 * KIB, "{left} bytes are left");
         for (round, wait) in stay.into_iter().enumerate() {
-            comet.channel(format!("/events/{round}")).publish(&round).await.expect("room");
+            comet.channel(format!("/events/{round}")).publish(round).await.expect("room");
             assert_eq!(wait.await.expect("no panic").text(), format!("[{round}]"));
         }
     });
@@ -199,7 +199,7 @@ fn a_burst_that_has_aged_out_and_a_crowd_that_has_left_give_their_memory_back() 
                 crowd.push(wait);
             }
             for n in 0..1_000 {
-                channel.publish(&format!("{n:01000}")).await.expect("room");
+                channel.publish(format!("{n:01000}")).await.expect("room");
             }
             assert_eq!(channel.history(), 1_000);
             assert!(held() - before > 1_000_000);

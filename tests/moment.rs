@@ -45,7 +45,7 @@ async fn what_is_published_in_the_moment_of_a_time_out_is_in_this_answer_or_in_t
             for round in 0..ROUNDS {
                 barrier.wait();
                 spin(delay.load(Relaxed) + fastrand::i32(0..200));
-                news.publish(&round).wait().expect("room");
+                news.publish(round).wait().expect("room");
                 barrier.wait();
             }
         }
@@ -119,7 +119,7 @@ async fn who_leaves_in_the_moment_of_a_publish_takes_nobodys_message_along() {
         for _ in 0..20 {
             waits.push(sent(&layer, get("/events/news")).await);
         }
-        news.publish(&round).await.expect("room");
+        news.publish(round).await.expect("room");
         // Woken, and not yet polled.
         let (leaving, staying) = waits.split_at_mut(10);
         leaving.iter_mut().for_each(|wait| wait.abort());

@@ -134,7 +134,7 @@ async fn a_mounted_route_reads_waits_and_appends() {
     let waiting = tokio::spawn(async move { ask(&parked, get("/events/a")).await });
     settle().await;
     assert_eq!(comet.waiters(), 1);
-    comet.channel("/events/a").publish(&2).await.unwrap();
+    comet.channel("/events/a").publish(2).await.unwrap();
     assert_eq!(waiting.await.unwrap().text(), "[2]");
 
     let seen = ask(&app, request(Method::HEAD, "/events/a")).await;

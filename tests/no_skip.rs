@@ -69,7 +69,7 @@ async fn no_time_out_skips_a_message_over_either_protocol() {
     for n in 0..APPENDS {
         // Around the length of a wait, so that about as many appends come just before its end as just after.
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..5_000))).await;
-        channel.publish(&n).await.unwrap();
+        channel.publish(n).await.unwrap();
     }
     done.store(true, Relaxed);
 

@@ -29,9 +29,9 @@ async fn any_value_is_one_message_and_what_was_published_may_be_gone_by_then() {
     };
     assert_eq!(news.history(), 0, "nothing happens before it is polled");
     tokio::spawn(change).await.unwrap().unwrap();
-    news.publish(&[1, 2]).await.unwrap();
+    news.publish([1, 2]).await.unwrap();
     news.publish("text").await.unwrap();
-    news.publish(&None::<u8>).await.unwrap();
+    news.publish(None::<u8>).await.unwrap();
     let seen = send(&layer, get("/news?offset=-1")).await;
     assert_eq!(seen.json(), json!([{"text": "borrowed"}, [1, 2], "text", null]));
     drop(news.publish("never polled"));
@@ -61,7 +61,7 @@ fn a_plain_thread_without_a_runtime_publishes_to_who_waits_in_one() {
     let threads: Vec<_> = (0..4)
         .map(|thread| {
             let news = comet.channel("/news");
-            thread::spawn(move || (0..100).map(|n| news.publish(&(thread, n)).wait().unwrap()).collect::<Vec<_>>())
+            thread::spawn(move || (0..100).map(|n| news.publish((thread, n)).wait().unwrap()).collect::<Vec<_>>())
         })
         .collect();
     let mut offsets = Vec::new();

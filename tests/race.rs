@@ -155,7 +155,7 @@ async fn every_client_has_every_message_exactly_once_and_in_order() {
                     thread::sleep(Duration::from_millis(fastrand::u64(0..200)));
                 }
                 for n in 0..MESSAGES / BURSTS {
-                    news.publish(&(burst * (MESSAGES / BURSTS) + n)).wait().expect("room");
+                    news.publish(burst * (MESSAGES / BURSTS) + n).wait().expect("room");
                 }
             }
         }

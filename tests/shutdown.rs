@@ -111,7 +111,7 @@ async fn shut_down(what: &str, host: Host, version: Version) -> [Duration; 2] {
     for i in 0..10 {
         let channel = comet.channel(format!("/events/{i}"));
         for n in 0..i {
-            channel.publish(&n).await.unwrap();
+            channel.publish(n).await.unwrap();
         }
         tails.push(channel.tail());
     }

@@ -24,7 +24,7 @@ async fn it_begins_now_or_after_an_offset_or_at_the_earliest() {
     let comet = Comet::new();
     let numbers = comet.channel("/numbers");
     let mut before = numbers.subscribe();
-    let one = numbers.publish(&1).await.unwrap();
+    let one = numbers.publish(1).await.unwrap();
     let mut now = numbers.subscribe();
     numbers.append("[2, 3]").await.unwrap();
     let (mut after, mut earliest) = (numbers.subscribe_after(one), numbers.subscribe_earliest());
@@ -47,7 +47,7 @@ async fn it_waits_and_is_counted_while_it_does() {
     settle().await;
     // The limits on waits are for strangers.
     assert_eq!((comet.waiters(), numbers.waiters(), comet.channels().count()), (1, 1, 1));
-    numbers.publish(&1).await.unwrap();
+    numbers.publish(1).await.unwrap();
     assert_eq!(reading.await.unwrap().unwrap().unwrap().data(), "1");
     assert_eq!((comet.waiters(), numbers.waiters()), (0, 0));
 }
@@ -60,7 +60,7 @@ async fn a_message_says_where_to_resume_and_a_cancelled_recv_takes_none() {
     for _ in 0..3 {
         assert!(timeout(Duration::from_secs(1), reader.recv()).await.is_err());
     }
-    let one = numbers.publish(&1).await.unwrap();
+    let one = numbers.publish(1).await.unwrap();
     let many = numbers.append("[2, 3, 4]").await.unwrap();
     let mut resumes = Vec::new();
     for expected in 1..=4 {
@@ -81,7 +81,7 @@ async fn one_that_has_fallen_out_of_the_history_is_told_once_and_goes_on() {
     let numbers = comet.channel("/numbers");
     let mut slow = numbers.subscribe();
     for n in 0..10 {
-        numbers.publish(&n).await.unwrap();
+        numbers.publish(n).await.unwrap();
     }
     let Err(Error::Gone(gone)) = slow.recv().await else { panic!("seven are missing") };
     assert_eq!((gone.reason(), gone.tail()), (Reason::Trimmed, numbers.tail()));
@@ -95,7 +95,7 @@ async fn one_that_has_fallen_out_of_the_history_is_told_once_and_goes_on() {
     });
     settle().await;
     for n in 10..20 {
-        numbers.publish(&n).await.unwrap();
+        numbers.publish(n).await.unwrap();
     }
     assert!(matches!(heard.recv().await, Some(Err(Error::Gone(_)))));
     for n in 17..20 {
@@ -107,13 +107,13 @@ async fn one_that_has_fallen_out_of_the_history_is_told_once_and_goes_on() {
 async fn a_deletion_and_age_are_told_too() {
     let comet = Comet::builder().retention(Retention::default().age(Duration::from_secs(600))).build();
     let numbers = comet.channel("/numbers");
-    numbers.publish(&1).await.unwrap();
+    numbers.publish(1).await.unwrap();
     let mut parked = numbers.subscribe();
     let parked = tokio::spawn(async move { parked.recv().await });
     let mut away = numbers.subscribe();
     settle().await;
     numbers.delete().await.unwrap();
-    numbers.publish(&2).await.unwrap();
+    numbers.publish(2).await.unwrap();
     let Err(Error::Gone(gone)) = parked.await.unwrap() else { panic!("it was deleted") };
     assert_eq!(gone.reason(), Reason::Deleted);
     let Err(Error::Gone(gone)) = away.recv().await else { panic!("it was deleted") };
@@ -121,9 +121,9 @@ async fn a_deletion_and_age_are_told_too() {
     assert_eq!(rest(&mut away), [2], "and goes on with what is there now");
 
     let mut asleep = numbers.subscribe();
-    numbers.publish(&3).await.unwrap();
+    numbers.publish(3).await.unwrap();
     advance(Duration::from_secs(601)).await;
-    numbers.publish(&4).await.unwrap();
+    numbers.publish(4).await.unwrap();
     assert!(matches!(asleep.recv().await, Err(Error::Gone(_))));
     assert_eq!(rest(&mut asleep), [4]);
 }
@@ -133,7 +133,7 @@ async fn it_ends_with_the_stream_and_with_the_server() {
     let comet = Comet::new();
     let job = comet.channel("/job");
     let mut reader = job.subscribe();
-    job.publish_last(&1).await.unwrap();
+    job.publish_last(1).await.unwrap();
     assert_eq!(reader.recv().await.unwrap().unwrap().data(), "1");
     for _ in 0..2 {
         assert!(reader.recv().await.unwrap().is_none());
@@ -146,7 +146,7 @@ async fn it_ends_with_the_stream_and_with_the_server() {
     let mut behind = other.subscribe();
     comet.close();
     assert!(matches!(parked.await.unwrap(), Err(Error::ShutDown)));
-    other.publish(&1).await.unwrap();
+    other.publish(1).await.unwrap();
     assert_eq!(behind.recv().await.unwrap().unwrap().data(), "1", "what is there is given");
     assert!(matches!(behind.recv().await, Err(Error::ShutDown)));
     assert!(matches!(comet.channel("").subscribe().recv().await, Err(Error::Name)));
@@ -160,10 +160,10 @@ async fn a_clients_offset_is_a_place_to_subscribe_from_and_the_other_way_round()
     numbers.append("[1, 2]").await.unwrap();
     let seen = send(&layer, get("/numbers?offset=-1")).await;
     let mut reader = numbers.subscribe_after(seen.offset());
-    numbers.publish(&3).await.unwrap();
+    numbers.publish(3).await.unwrap();
     let message = reader.recv().await.unwrap().unwrap();
     assert_eq!(message.data(), "3");
-    numbers.publish(&4).await.unwrap();
+    numbers.publish(4).await.unwrap();
     assert_eq!(send(&layer, get(&format!("/numbers?offset={}", message.offset()))).await.text(), "[4]");
 }
 
@@ -174,7 +174,7 @@ fn it_needs_no_runtime() {
     let mut reader = numbers.subscribe();
     let thread = std::thread::spawn(move || {
         for n in 0..100 {
-            numbers.publish(&n).wait().unwrap();
+            numbers.publish(n).wait().unwrap();
         }
     });
     for n in 0..100 {

@@ -138,7 +138,7 @@ async fn an_event_stream_counts_to_its_end_even_while_it_sends() {
         panic!("a stream begins at once")
     };
     for nth in 0..3 {
-        comet.channel("/events/1").publish(&nth).await.unwrap();
+        comet.channel("/events/1").publish(nth).await.unwrap();
         stream.body_mut().frame().await.unwrap().unwrap();
         Begun::new(&layer, of("a", "/events/1")).refused().await;
     }

@@ -89,7 +89,7 @@ async fn churn(comet: &Comet, done: &Arc<Done>, end: Instant, first: u64) {
         let burst = random(20);
         for _ in 0..burst {
             let channel = random(CHANNELS as u64) as usize;
-            comet.channel(format!("/c/{channel}")).publish(&next[channel]).await.expect("room");
+            comet.channel(format!("/c/{channel}")).publish(next[channel]).await.expect("room");
             next[channel] += 1;
             done.published.fetch_add(1, Relaxed);
         }
@@ -101,7 +101,7 @@ async fn churn(comet: &Comet, done: &Arc<Done>, end: Instant, first: u64) {
     }
     for (channel, next) in next.iter().enumerate() {
         // The last that all have to see.
-        comet.channel(format!("/c/{channel}")).publish(&-1).await.expect("room");
+        comet.channel(format!("/c/{channel}")).publish(-1).await.expect("room");
         assert!(*next >= first);
     }
     for task in tasks {

@@ -93,7 +93,7 @@ async fn say(
         return Err((StatusCode::UNPROCESSABLE_ENTITY, "a message has 1 to 4,000 characters".to_owned()));
     }
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    match room.publish(&Message { name, text, at }).await {
+    match room.publish(Message { name, text, at }).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
     }

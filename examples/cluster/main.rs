@@ -145,7 +145,7 @@ async fn say(
         ));
     }
     let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    match comet.channel(format!("/rooms/{room}")).publish(&Message { name, text, at }).await {
+    match comet.channel(format!("/rooms/{room}")).publish(Message { name, text, at }).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
         // Without Redis nothing is taken, and nothing is promised: that is said, and the page keeps the text.
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string())),

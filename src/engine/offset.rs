@@ -1,5 +1,6 @@
 //! `{position:016}_x{fingerprint:016x}`: where in a log, and in which one.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Visitor};
 use std::{error::Error, fmt, str::FromStr};
 
 /// A place in a channel's log: the position just after an append.
@@ -7,6 +8,8 @@ use std::{error::Error, fmt, str::FromStr};
 /// It is what a client sends as `offset=…` to go on from where it was, and what `Stream-Next-Offset`
 /// tells it (Durable Streams, section 6). Its text is 34 characters, safe in a URL, and sorts in the order of
 /// the log; beyond that it is opaque.
+///
+/// It implements serde's `Serialize` and `Deserialize` as its text.
 ///
 /// Next to a dense count it holds a fingerprint of the append itself. An offset of another log
 /// (the server was restarted, the channel deleted and made again) is therefore *recognised* and
@@ -87,7 +90,36 @@ impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The letter keeps programs from taking the digits after the `_` for a byte position and doing arithmetic with them, as
         // Yjs's server does with an offset of digits alone.
-        f.pad(&format!("{:016}_x{:016x}", self.position, self.fingerprint))
+        let text = format_args!("{:016}_x{:016x}", self.position, self.fingerprint);
+        if f.width().is_none() && f.precision().is_none() { f.write_fmt(text) } else { f.pad(&text.to_string()) }
+    }
+}
+
+/// As its text.
+impl Serialize for Offset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// From its text.
+impl<'de> Deserialize<'de> for Offset {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Offset;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the text of an offset")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Offset, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Text)
     }
 }
 
@@ -120,6 +152,18 @@ impl Error for ParseOffsetError {}
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_offset_is_serialized_as_its_text() {
+        let offset = Offset::new(7, 0xab);
+        let json = serde_json::to_string(&offset).expect("JSON");
+        assert_eq!(json, r#""0000000000000007_x00000000000000ab""#);
+        assert_eq!(serde_json::from_str::<Offset>(&json).expect("an offset"), offset);
+        assert_eq!(serde_json::from_value::<Offset>(serde_json::json!(START)).expect("an offset"), Offset::ZERO);
+        for text in ["7", r#""7""#, "null", r#""-1""#] {
+            assert!(serde_json::from_str::<Offset>(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn only_the_canonical_text_parses() {

@@ -1,7 +1,11 @@
 //! The headers of the protocol (Durable Streams, section 5), and those that every answer carries.
 
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use std::sync::LazyLock;
+use std::{
+    fmt::{self, Write},
+    sync::LazyLock,
+};
 
 use crate::Offset;
 
@@ -107,9 +111,13 @@ pub(super) fn offset(offset: Offset) -> HeaderValue {
     ascii(offset)
 }
 
-/// A value of ours, of digits, letters and punctuation.
-pub(super) fn ascii(text: impl ToString) -> HeaderValue {
-    HeaderValue::try_from(text.to_string()).expect("what is made of ASCII here is a header's value")
+/// Formats a header's value. What is formatted must be visible ASCII.
+pub(super) fn ascii(text: impl fmt::Display) -> HeaderValue {
+    // Nearly all values fit.
+    let mut value = BytesMut::with_capacity(64);
+    write!(value, "{text}")
+        .and_then(|()| HeaderValue::from_maybe_shared(value.freeze()).map_err(|_| fmt::Error))
+        .expect("visible ASCII")
 }
 
 /// A content type: checked when the channel was made.

@@ -128,8 +128,8 @@ async fn short_and_long_script_do_the_same_as_memory() {
     channel.create("application/json").await.expect("it is made");
     for _ in 0..2 {
         let (appends, looks) = (redis.calls("xadd").await, redis.calls("exists").await);
-        channel.publish(&1).await.expect("it is made");
-        for done in join_all((0..200).map(|_| channel.publish(&1))).await {
+        channel.publish(1).await.expect("it is made");
+        for done in join_all((0..200).map(|_| channel.publish(1))).await {
             done.expect("it is made");
         }
         assert_eq!(redis.calls("xadd").await, appends + 201);
@@ -168,7 +168,7 @@ async fn appends_stay_in_order_while_scripts_are_flushed_and_loaded_by_other_nod
     let all = nodes.iter().enumerate().map(async |(nth, node)| {
         for (round, many) in [3, 200, 3].into_iter().cycle().take(150).enumerate() {
             let channel = node.comet.channel(format!("/c/{nth}-{round}"));
-            for done in join_all((0..many).map(|number| channel.publish(&number))).await {
+            for done in join_all((0..many).map(|number| channel.publish(number))).await {
                 done.expect("it is made");
             }
         }
@@ -187,13 +187,13 @@ async fn an_append_whose_future_is_not_polled_does_not_stop_the_channel() {
     let redis = Server::start().await;
     let node = Node::start(&redis.url()).await;
     let channel = node.comet.channel("/c/numbers");
-    channel.publish(&0).await.expect("it is made");
+    channel.publish(0).await.expect("it is made");
     // So that the first is not answered in its first poll.
     redis.pause();
-    let mut first = std::pin::pin!(async { channel.publish(&1).await });
+    let mut first = std::pin::pin!(async { channel.publish(1).await });
     assert!(std::future::poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx).is_pending())).await);
     redis.resume();
-    let second = tokio::time::timeout(Duration::from_secs(5), async { channel.publish(&2).await });
+    let second = tokio::time::timeout(Duration::from_secs(5), async { channel.publish(2).await });
     second.await.expect("it does not wait for the first").expect("it is made");
     assert_eq!(node.read_all("/c/numbers").await, [0, 1, 2]);
     first.await.expect("it was made");
@@ -254,7 +254,7 @@ async fn a_read_returns_at_most_2048_appends_as_in_memory() {
     let channel = "/c/tiny";
     for comet in [&node.comet, &memory.comet] {
         for part in (0..2 * MOST + 10).collect::<Vec<_>>().chunks(30) {
-            let appends = part.iter().map(|n| comet.channel(channel).publish(&(n % 10)));
+            let appends = part.iter().map(|n| comet.channel(channel).publish(n % 10));
             assert!(join_all(appends).await.iter().all(Result::is_ok));
         }
         comet.channel(channel).close().await.expect("it is open");
@@ -278,7 +278,7 @@ async fn a_read_returns_at_most_2048_appends_as_in_memory() {
     // With exactly as many as fit, the answer is up to date.
     for comet in [&node.comet, &memory.comet] {
         let full = comet.channel("/c/full");
-        assert!(join_all((0..MOST).map(|_| full.publish(&1))).await.iter().all(Result::is_ok));
+        assert!(join_all((0..MOST).map(|_| full.publish(1))).await.iter().all(Result::is_ok));
     }
     for node in [&node, &memory] {
         let seen = node.get("/c/full?offset=-1").await;

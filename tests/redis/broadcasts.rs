@@ -48,7 +48,7 @@ async fn absent_tail(node: &Node, name: &str) -> Offset {
 /// Creates a transient channel: it has a waiter when 1 is broadcast.
 async fn transient(redis: &Server, node: &Node, name: &'static str) -> Offset {
     let wait = park(node, name, "now").await;
-    node.comet.broadcast(name, &1).await.expect("it answers");
+    node.comet.broadcast(name, 1).await.expect("it answers");
     let seen = wait.await.expect("no panic");
     assert_eq!((seen.status.as_u16(), seen.text()), (200, "[1]"));
     for left in lives(redis, name).await {
@@ -70,7 +70,7 @@ async fn a_broadcast_reaches_waiters_on_names_without_a_channel_on_every_node_on
             let (node, name) = waited_on[nth % waited_on.len()];
             waits.push(park(node, name, offset).await);
         }
-        let reached = by.comet.broadcast("/c/{channel}", &number).await.expect("it answers");
+        let reached = by.comet.broadcast("/c/{channel}", number).await.expect("it answers");
         // The channels in Redis, and the names on which this node has waiters. The other node may have created a
         // channel just now.
         let known = if number == 1 { 3 } else { 4 };
@@ -102,7 +102,7 @@ async fn concurrent_broadcasts_of_all_nodes_reach_every_poller_once() {
     // All channels have the broadcasts of one node in their order.
     join_all(nodes.iter().zip([0, 1_000]).map(|(node, first)| async move {
         for number in first..first + EACH {
-            node.comet.broadcast("/c/{channel}", &number).await.expect("it answers");
+            node.comet.broadcast("/c/{channel}", number).await.expect("it answers");
         }
     }))
     .await;
@@ -136,7 +136,7 @@ async fn a_transient_channel_lives_while_it_has_readers_and_shows_no_lifetime() 
     assert!(lives(&redis, "/c/read").await.iter().all(|left| *left > 50_000), "a read extends it");
 
     set_lives(&redis, "/c/read", 20_000).await;
-    a.comet.broadcast("/c/{channel}", &2).await.expect("it answers");
+    a.comet.broadcast("/c/{channel}", 2).await.expect("it answers");
     let left = lives(&redis, "/c/read").await;
     assert!(left.iter().all(|left| (50_000..=LINGER).contains(left)), "another broadcast does too: {left:?}");
 
@@ -194,7 +194,7 @@ async fn a_publication_or_a_creation_turns_a_transient_channel_into_an_ordinary_
                 assert!(same && *left != 0, "{name}, {age:?}: {left} instead of {ordinary}");
             }
             // It stays an ordinary channel, and broadcasts are appended to it as to any other.
-            node.comet.broadcast(name, &3).await.expect("it answers");
+            node.comet.broadcast(name, 3).await.expect("it answers");
             node.get(&format!("{name}?offset=-1")).await;
             let now = lives(&redis, name).await;
             assert!(now.iter().all(|left| *left < 0 || *left > LINGER), "{name}, {age:?}: {now:?}");

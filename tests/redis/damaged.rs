@@ -134,7 +134,7 @@ async fn a_channel_that_cannot_be_read_fails_no_others_and_is_not_changed() {
         if *damage != "is" {
             assert_eq!(dump(&redis, BAD).await, before, "{damage}: it was changed");
         }
-        let error = node.comet.channel(uri).publish(&1).await;
+        let error = node.comet.channel(uri).publish(1).await;
         match *damage {
             "layout" => {
                 let text = "the channel's keys in Redis have layout 2, this version reads layout 1";
@@ -198,7 +198,7 @@ async fn a_channel_that_cannot_be_read_stops_no_broadcast_and_no_comparison() {
     for nth in channels..2 * channels {
         other.publish_surely(&name(nth), 0).await;
     }
-    let refused = other.comet.broadcast("/c/{n}", &1).await;
+    let refused = other.comet.broadcast("/c/{n}", 1).await;
     assert!(matches!(refused, Err(Error::Layout { found: 2, supported: 1 })), "{refused:?}");
     for (nth, wait) in (0..).zip(waits) {
         if nth == bad {
@@ -236,13 +236,13 @@ async fn an_append_that_fails_after_it_was_made_is_uncertain_and_the_next_follow
     redis.command::<()>("ACL SETUSER default -xtrim").await;
     let channel = node.comet.channel(name(0));
     let (other, before, torn, second, third, alone, after) = tokio::join!(
-        node.comet.channel(name(1)).publish(&1),
-        node.comet.channel(name(2)).publish(&1),
-        channel.publish(&32),
-        channel.publish(&33),
-        channel.publish(&34),
-        node.comet.channel(name(4)).publish(&32),
-        node.comet.channel(name(3)).publish(&1),
+        node.comet.channel(name(1)).publish(1),
+        node.comet.channel(name(2)).publish(1),
+        channel.publish(32),
+        channel.publish(33),
+        channel.publish(34),
+        node.comet.channel(name(4)).publish(32),
+        node.comet.channel(name(3)).publish(1),
     );
     assert!(matches!(torn, Err(Error::Uncertain)), "{torn:?}");
     assert!(matches!(alone, Err(Error::Uncertain)), "{alone:?}");
@@ -267,16 +267,16 @@ async fn a_command_that_redis_forbids_is_refused_or_uncertain_by_whether_somethi
     let idle = node.comet.channel(name(1));
     idle.create(Create::new("application/json").idle(Duration::from_secs(1_000))).await.expect("it is created");
     for channel in [&plain, &idle] {
-        channel.publish(&1).await.expect("it is made");
+        channel.publish(1).await.expect("it is made");
     }
-    let appends = async |number: u64| [plain.publish(&number).await, idle.publish(&number).await];
+    let appends = async |number: u64| [plain.publish(number).await, idle.publish(number).await];
     for forbidden in ["hset", "xadd", "evalsha"] {
         let before = [dump(&redis, 0).await, dump(&redis, 1).await];
         redis.command::<()>(&format!("ACL SETUSER default -{forbidden}")).await;
         for refused in appends(2).await {
             assert!(matches!(refused, Err(Error::Engine(_))), "{forbidden}: {refused:?}");
         }
-        let fresh = node.comet.channel(name(2)).publish(&1).await;
+        let fresh = node.comet.channel(name(2)).publish(1).await;
         let uncertain = forbidden == "xadd" && matches!(fresh, Err(Error::Uncertain));
         assert!(uncertain || matches!(fresh, Err(Error::Engine(_))), "{forbidden}: {fresh:?}");
         redis.command::<()>(&format!("ACL SETUSER default +{forbidden}")).await;

@@ -122,7 +122,7 @@ async fn what_may_pass_is_told_by_health_until_it_has_passed() {
 
     // While it is connected, a refusal makes the node try again whether it works, until it does.
     redis.set("min-replicas-to-write", "1").await;
-    let refused = node.comet.channel("/c/news").publish(&2).await.expect_err("it is refused");
+    let refused = node.comet.channel("/c/news").publish(2).await.expect_err("it is refused");
     let words = refused.source().map(ToString::to_string).unwrap_or_default();
     assert!(words.contains("NOREPLICAS"), "{refused} {words}");
     until("health has the cause", || {
@@ -146,7 +146,7 @@ async fn a_changed_password_is_used_by_the_next_connection() {
         .connect()
         .await
         .expect("the right password");
-    comet.channel("/x").publish(&1).await.expect("it may");
+    comet.channel("/x").publish(1).await.expect("it may");
 
     let mut admin = redis::Client::open(format!("redis://:first@127.0.0.1:{}", redis.port()))
         .unwrap()
@@ -176,5 +176,5 @@ async fn a_changed_password_is_used_by_the_next_connection() {
     let changed = std::time::Instant::now();
     until("it is connected again", || comet.health().is_ok()).await;
     assert!(changed.elapsed() < Duration::from_secs(3), "{:?}", changed.elapsed());
-    comet.channel("/x").publish(&2).await.expect("it may again");
+    comet.channel("/x").publish(2).await.expect("it may again");
 }

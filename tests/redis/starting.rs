@@ -68,8 +68,8 @@ async fn another_prefix_has_other_channels() {
     b.publish_surely("/c/news", 2).await;
     b.publish_surely("/c/more", 3).await;
     assert_eq!((a.read_all("/c/news").await, b.read_all("/c/news").await), (vec![1], vec![2]));
-    assert_eq!(a.comet.broadcast("/c/{channel}", &4).await.expect("it answers"), 1);
-    assert_eq!(b.comet.broadcast("/c/{channel}", &5).await.expect("it answers"), 2);
+    assert_eq!(a.comet.broadcast("/c/{channel}", 4).await.expect("it answers"), 1);
+    assert_eq!(b.comet.broadcast("/c/{channel}", 5).await.expect("it answers"), 2);
     let mut keys: Vec<String> = redis.command("KEYS *").await;
     keys.sort();
     assert_eq!(keys.iter().filter(|key| key.starts_with("b*:{/c/")).count(), 4, "{keys:?}");
@@ -126,10 +126,10 @@ async fn two_databases_of_one_server_share_no_topics() {
     let topics: std::collections::BTreeSet<_> = topics.iter().map(String::as_str).collect();
     assert!(topics.into_iter().eq(["comet:0:/c/news", "comet:7:/c/news"]));
     // A broadcast, of which nothing is stored where it is not heard.
-    assert_eq!(zero.comet.broadcast("/c/{name}", &1).await.expect("it answers"), 1);
+    assert_eq!(zero.comet.broadcast("/c/{name}", 1).await.expect("it answers"), 1);
     let [here, there] = waits;
     assert_eq!(here.await.expect("no panic").text(), "[1]");
-    seven.comet.channel("/c/news").publish(&2).await.expect("it is made");
+    seven.comet.channel("/c/news").publish(2).await.expect("it is made");
     assert_eq!(there.await.expect("no panic").text(), "[2]");
     assert_eq!(seven.read_all("/c/news").await, [2]);
 }

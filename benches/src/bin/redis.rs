@@ -148,7 +148,7 @@ fn comet_wakes(threads: &Threads, server: &Server, channels: usize, times: usize
     threads.there.block_on(until(|| there.waiters() == channels))?;
     sleep_a_little(threads);
     let publish =
-        async |n: usize| here.channel(name(n % channels)).publish(&message(n)).await.map(drop).map_err(Into::into);
+        async |n: usize| here.channel(name(n % channels)).publish(message(n)).await.map(drop).map_err(Into::into);
     let found = threads.here.block_on(turns(times, publish, hears))?;
     for listening in listening {
         threads.there.block_on(listening)??;
@@ -210,7 +210,7 @@ fn appends(threads: &Threads, rounds: usize) -> Result<()> {
                 }))?);
                 let node = threads.here.block_on(server.node())?;
                 comet.push(threads.here.block_on(rate(&server, TOTAL, flight, async |lane, n| {
-                    node.channel(format!("/{round}/{lane}")).publish(&message(n)).await.map(drop).map_err(Into::into)
+                    node.channel(format!("/{round}/{lane}")).publish(message(n)).await.map(drop).map_err(Into::into)
                 }))?);
                 threads.here.block_on(cmd("FLUSHALL").exec_async(&mut connection))?;
             }
@@ -383,7 +383,7 @@ async fn fill(node: &Comet, channels: usize, appends: usize) -> Result<()> {
     try_join_all((0..64).map(|lane| async move {
         for channel in (lane..channels).step_by(64) {
             for n in 0..appends {
-                node.channel(name(channel)).publish(&message(n)).await?;
+                node.channel(name(channel)).publish(message(n)).await?;
             }
         }
         Result::Ok(())

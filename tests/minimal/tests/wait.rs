@@ -58,7 +58,7 @@ async fn a_time_out_skips_no_message() {
         let uri = format!("/events/news?offset={}&{LIVE}&timeout=1", news.tail());
         let wait = spawn(&layer, uri.clone());
         sleep(Duration::from_millis(millis)).await;
-        news.publish(&millis).await.unwrap();
+        news.publish(millis).await.unwrap();
         let mut seen = wait.await.unwrap();
         if seen.status == 204 {
             after += 1;
