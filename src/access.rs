@@ -1,7 +1,10 @@
 //! Who may do what: the hook that a route asks.
 
+use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, request::Parts};
-use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use crate::{RoutePattern, engine::MediaType, route_pattern::RouteParams};
 
 /// Decides whether a request may do what it asks for.
 ///
@@ -73,11 +76,54 @@ pub struct Access {
     channel: String,
     action: Action,
     parts: Parts,
+    pattern: Option<RoutePattern>,
+    params: RouteParams,
 }
 
 impl Access {
-    pub(crate) fn new(channel: String, action: Action, parts: Parts) -> Self {
-        Self { channel, action, parts }
+    /// Creates what the layer passes to a hook, for a test of the hook. It has no route: see
+    /// [`with_route_pattern`](Self::with_route_pattern).
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_comet::{Access, Action, Authorize, Denied, Grant};
+    ///
+    /// let members = async |access: &Access| match access.param("room") {
+    ///     Some("lobby") => Ok(Grant::requested()),
+    ///     _ => Err(Denied::forbidden()),
+    /// };
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// for (path, granted) in [("/rooms/lobby", true), ("/rooms/vault", false)] {
+    ///     let (parts, ()) = Request::get(path).body(()).unwrap().into_parts();
+    ///     let access = Access::new(path, Action::Read, parts).with_route_pattern("/rooms/{room}");
+    ///     assert_eq!(members(&access).await.is_ok(), granted, "{path}");
+    /// }
+    /// # });
+    /// ```
+    #[must_use]
+    pub fn new(channel: impl Into<String>, action: Action, parts: Parts) -> Self {
+        Self { channel: channel.into(), action, parts, pattern: None, params: RouteParams::default() }
+    }
+
+    /// Sets the route's pattern, and the parameters that it finds in the request's path. For a test of a hook.
+    ///
+    /// # Panics
+    ///
+    /// If the pattern is malformed or does not match the path.
+    #[must_use]
+    #[track_caller]
+    pub fn with_route_pattern(self, pattern: &str) -> Self {
+        let (pattern, path) = (RoutePattern::new(pattern), self.parts.uri.path());
+        match pattern.params(path) {
+            Ok(Some(params)) => self.on_route(Some(pattern), params),
+            Ok(None) => panic!("the pattern {pattern} does not match the path {path}"),
+            Err(error) => panic!("the pattern {pattern} is malformed: {error}"),
+        }
+    }
+
+    pub(crate) fn on_route(self, pattern: Option<RoutePattern>, params: RouteParams) -> Self {
+        Self { pattern, params, ..self }
     }
 
     /// The channel's name, as the route gives it: percent-decoded, and checked.
@@ -90,6 +136,53 @@ impl Access {
     #[must_use]
     pub fn action(&self) -> Action {
         self.action
+    }
+
+    /// Returns a parameter of the route's pattern: `room` of `/rooms/{room}`. It is percent-decoded, as the channel's name is.
+    /// `None` if the pattern has no such parameter.
+    #[must_use]
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.params.get(name)
+    }
+
+    /// Returns the pattern of the route, as it was given to [`CometLayer::route`](crate::CometLayer::route). `None` only in tests.
+    #[must_use]
+    pub fn route_pattern(&self) -> Option<&str> {
+        self.pattern.as_ref().map(RoutePattern::as_str)
+    }
+
+    /// Returns the head of the request.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Returns the head of the request, for the application's own extractors. What is changed in it reaches nothing else.
+    ///
+    /// ```
+    /// use axum::{extract::FromRequestParts, http::request::Parts};
+    /// use tower_comet::{Access, Denied, Grant, Route};
+    ///
+    /// struct User { name: String }
+    ///
+    /// impl<S: Sync> FromRequestParts<S> for User {
+    ///     type Rejection = ();
+    ///
+    ///     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ()> {
+    ///         let name = parts.headers.get("x-user").and_then(|name| name.to_str().ok()).ok_or(())?;
+    ///         Ok(Self { name: name.to_owned() })
+    ///     }
+    /// }
+    ///
+    /// let inbox = Route::new().read_by(async |mut access: Access| {
+    ///     let user = User::from_request_parts(access.parts_mut(), &()).await;
+    ///     let user = user.map_err(|()| Denied::unauthorized("Bearer"))?;
+    ///     Ok(Grant::channel(format!("/inboxes/{}", user.name)))
+    /// });
+    /// # let _ = inbox;
+    /// ```
+    pub fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
     }
 
     /// What outer layers left with the request.
@@ -209,17 +302,87 @@ impl From<()> for Grant {
     }
 }
 
-/// What an [`Authorize`] answers to who may not.
+/// The response to a request that an [`Authorize`] hook denies: a problem document, unless it has a
+/// [body of the application's](Self::with_body).
 ///
 /// ```
+/// use std::time::Duration;
 /// use tower_comet::Denied;
 ///
-/// assert_eq!(Denied::unauthorized("Bearer").to_string(), "it is not known who asks");
+/// assert_eq!(Denied::unauthorized("Bearer").to_string(), "authentication required");
+/// assert_eq!(Denied::too_many_requests(Duration::from_secs(2)).to_string(), "too many requests");
 /// assert_ne!(Denied::forbidden(), Denied::not_found());
+/// ```
+///
+/// # Without a challenge
+///
+/// A 401 must have a challenge, but browsers ask for a password only if they know its scheme, such as `Basic`. An application that
+/// keeps its login in a cookie names a scheme of its own, and its pages show the form:
+///
+/// ```
+/// use std::{collections::HashMap, sync::Arc};
+/// use tokio::sync::RwLock;
+/// use tower_comet::{Access, Denied, Grant, Route};
+///
+/// /// The users by the ids of their sessions.
+/// type Sessions = Arc<RwLock<HashMap<String, String>>>;
+///
+/// fn session(access: &Access) -> Option<&str> {
+///     let cookies = access.headers().get_all("cookie").iter().filter_map(|value| value.to_str().ok());
+///     cookies.flat_map(|line| line.split("; ")).find_map(|cookie| cookie.strip_prefix("session="))
+/// }
+///
+/// let sessions = Sessions::default();
+/// let inbox = Route::new().read_by(move |access: Access| {
+///     let sessions = sessions.clone();
+///     async move {
+///         let sessions = sessions.read().await;
+///         match session(&access).and_then(|id| sessions.get(id)) {
+///             Some(user) => Ok(Grant::channel(format!("/inboxes/{user}"))),
+///             None => Err(Denied::unauthorized("Session")),
+///         }
+///     }
+/// });
+/// # let _ = inbox;
+/// ```
+///
+/// # With a database
+///
+/// A database that cannot be reached is no reason to tell a client that it may not read. The client retries a 503:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_comet::{Access, Denied, Route};
+///
+/// #[derive(Clone)]
+/// struct Database;
+///
+/// impl Database {
+///     async fn is_member(&self, room: &str) -> Result<bool, std::io::Error> {
+/// #       let _ = room;
+///         // SELECT …
+///         Ok(true)
+///     }
+/// }
+///
+/// let database = Database;
+/// let room = Route::new().read_by(move |access: Access| {
+///     let database = database.clone();
+///     async move {
+///         match database.is_member(access.param("room").unwrap_or_default()).await {
+///             Ok(true) => Ok(()),
+///             Ok(false) => Err(Denied::forbidden()),
+///             Err(_) => Err(Denied::unavailable(Duration::from_secs(1))),
+///         }
+///     }
+/// });
+/// # let _ = room;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denied {
     pub(crate) kind: DeniedKind,
+    /// In place of the problem document.
+    pub(crate) body: Option<(MediaType, Bytes)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,10 +390,16 @@ pub(crate) enum DeniedKind {
     Unauthorized(HeaderValue),
     Forbidden,
     NotFound,
+    TooManyRequests(Duration),
+    Unavailable(Duration),
 }
 
 impl Denied {
-    /// 401: it is not known who asks. The challenge is the `WWW-Authenticate` that a 401 must carry (RFC 9110,
+    fn new(kind: DeniedKind) -> Self {
+        Self { kind, body: None }
+    }
+
+    /// 401: authentication is required. The challenge is the `WWW-Authenticate` that a 401 must carry (RFC 9110,
     /// section 11.6.1), such as `Bearer` or `Basic realm="chat"`.
     ///
     /// # Panics
@@ -240,28 +409,64 @@ impl Denied {
     #[track_caller]
     pub fn unauthorized(challenge: &str) -> Self {
         let challenge = HeaderValue::from_str(challenge).expect("a challenge is a header's value");
-        Self { kind: DeniedKind::Unauthorized(challenge) }
+        Self::new(DeniedKind::Unauthorized(challenge))
     }
 
-    /// 403: who asks is known, and may not.
+    /// 403: the client is known and not allowed to do this.
     #[must_use]
     pub fn forbidden() -> Self {
-        Self { kind: DeniedKind::Forbidden }
+        Self::new(DeniedKind::Forbidden)
     }
 
-    /// 404: who asks is not even to know that there is such a channel.
+    /// 404: the client must not learn that the channel exists.
     #[must_use]
     pub fn not_found() -> Self {
-        Self { kind: DeniedKind::NotFound }
+        Self::new(DeniedKind::NotFound)
+    }
+
+    /// 429: the client has sent too many requests. `Retry-After` has the time in seconds, rounded up, and at least 1.
+    #[must_use]
+    pub fn too_many_requests(retry_after: Duration) -> Self {
+        Self::new(DeniedKind::TooManyRequests(retry_after))
+    }
+
+    /// 503: the hook cannot decide at the moment. `Retry-After` has the time in seconds, rounded up, and at least 1.
+    #[must_use]
+    pub fn unavailable(retry_after: Duration) -> Self {
+        Self::new(DeniedKind::Unavailable(retry_after))
+    }
+
+    /// Sets the body of the response, in place of the problem document.
+    ///
+    /// Content that a browser would run as a page of the application's origin is sent with `Content-Security-Policy: sandbox`, as all
+    /// content of the layer is.
+    ///
+    /// # Panics
+    ///
+    /// If the content type is malformed: see [`Error::MediaType`](crate::Error::MediaType).
+    ///
+    /// ```
+    /// use tower_comet::Denied;
+    ///
+    /// let denied = Denied::forbidden().with_body("application/json", r#"{"error": "members only"}"#);
+    /// assert_eq!(denied.to_string(), "not allowed");
+    /// ```
+    #[must_use]
+    #[track_caller]
+    pub fn with_body(self, content_type: &str, body: impl Into<Bytes>) -> Self {
+        let content_type: MediaType = content_type.parse().unwrap_or_else(|error| panic!("{content_type:?}: {error}"));
+        Self { body: Some((content_type, body.into())), ..self }
     }
 }
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
-            DeniedKind::Unauthorized(_) => "it is not known who asks",
-            DeniedKind::Forbidden => "this is not allowed",
-            DeniedKind::NotFound => "there is no such channel",
+            DeniedKind::Unauthorized(_) => "authentication required",
+            DeniedKind::Forbidden => "not allowed",
+            DeniedKind::NotFound => "no such channel",
+            DeniedKind::TooManyRequests(_) => "too many requests",
+            DeniedKind::Unavailable(_) => "the server cannot decide at the moment whether this is allowed",
         })
     }
 }

@@ -135,6 +135,7 @@ mod protocol;
 mod redis;
 mod registry;
 mod route;
+mod route_pattern;
 mod routes;
 mod service;
 mod subscription;
@@ -158,7 +159,7 @@ pub use error::{Error, Limit};
 pub use faults::Rule;
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
-pub use outcome::Outcome;
+pub use outcome::{Outcome, OutcomeKind};
 pub use producer::Producer;
 pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 #[cfg(feature = "redis")]
@@ -166,6 +167,7 @@ pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 pub use redis::RedisBuilder;
 pub use registry::{Loss, Unhealthy};
 pub use route::Route;
+pub use route_pattern::RoutePattern;
 pub use service::{CometRoutes, CometService};
 pub use subscription::{Message, Subscription};
 

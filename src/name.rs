@@ -51,7 +51,7 @@ pub(crate) fn is_path_or_word(name: &str) -> bool {
 }
 
 /// Decodes a segment, or several: what a parameter of a pattern has matched.
-fn decode_segment(segment: &str, slashes: Slashes) -> Result<Cow<'_, str>, NameError> {
+pub(crate) fn decode_segment(segment: &str, slashes: Slashes) -> Result<Cow<'_, str>, NameError> {
     // The decoder below passes malformed escapes through.
     let mut escapes = segment.split('%').skip(1);
     if !escapes.all(|rest| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)) {

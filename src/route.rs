@@ -3,7 +3,7 @@
 use http::{Method, request::Parts};
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{Action, Authorize, access::Gate, engine::MediaType, name::Slashes, protocol::Clients};
+use crate::{Action, Authorize, RoutePattern, access::Gate, engine::MediaType, name::Slashes, protocol::Clients};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///
@@ -49,6 +49,8 @@ pub struct Route {
     pub(crate) delete: Gate,
     pub(crate) max_age: Option<Duration>,
     pub(crate) clients: Option<Arc<Clients>>,
+    /// Its pattern, once a layer has the route.
+    pub(crate) pattern: Option<RoutePattern>,
 }
 
 impl Route {
@@ -70,6 +72,7 @@ impl Route {
             delete: Gate::Shut,
             max_age: None,
             clients: None,
+            pattern: None,
         }
     }
 

@@ -5,10 +5,11 @@ use matchit::{Match, Router};
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
-    Comet, Route, RouteError,
+    Comet, Route, RouteError, RoutePattern,
     access::Gate,
     name::{self, NameError, Slashes, Template},
     registry::Registry,
+    route_pattern::RouteParams,
 };
 
 /// And whose channels they lead to: a service is cloned for each request, and this is all that is counted then.
@@ -71,6 +72,7 @@ impl Routes {
         if route.read.is_shut() {
             self.incomplete.get_or_insert(nth);
         }
+        route.pattern = Some(RoutePattern::new(pattern));
         self.mounted.push(Mounted { pattern: pattern.to_owned(), route: Arc::new(route), template, inherits });
         Ok(())
     }
@@ -115,6 +117,13 @@ impl Routes {
             return None;
         }
         Some((&mounted.route, self.name(path, &found)))
+    }
+
+    /// The parameters of a path that [`find`](Self::find) has found a name for.
+    pub(crate) fn params(&self, path: &str) -> RouteParams {
+        let found = self.router.at(path).ok();
+        let params = found.map(|found| RouteParams::decode(&found.params, self.mounted[*found.value].route.slashes));
+        params.and_then(Result::ok).unwrap_or_default()
     }
 
     /// The route of a path, whatever methods it serves.

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 use support::{Seen, get, send, sent, settle, with};
 use tokio::time::{advance, timeout};
-use tower_comet::{Comet, CometLayer, Create, Error, Outcome, Reason, Route};
+use tower_comet::{Comet, CometLayer, Create, Error, OutcomeKind, Reason, Route};
 
 /// More channels than the registry remembers names.
 const MANY: usize = 70_000;
@@ -62,7 +62,7 @@ async fn the_tail_of_a_time_out_is_good_for_the_next_poll_however_many_channels_
     end_others(&comet, MANY).await;
     advance(Duration::from_secs(25)).await;
     let timed_out = wait.await.unwrap();
-    assert_eq!((timed_out.status.as_u16(), timed_out.outcome), (204, Some(Outcome::TimedOut)));
+    assert_eq!((timed_out.status.as_u16(), timed_out.outcome), (204, Some(OutcomeKind::TimedOut)));
 
     // The message comes between two polls, and other channels end there too.
     end_others(&comet, 60_000).await;

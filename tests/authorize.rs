@@ -12,7 +12,7 @@ use std::{
 };
 use support::{Seen, Teapot, Untouchable, get, post, request, send, send_with, sent, settle, with};
 use tower::{ServiceExt, util::MapRequestLayer};
-use tower_comet::{Access, Action, Authorize, Comet, CometLayer, Denied, Grant, Outcome, Route};
+use tower_comet::{Access, Action, Authorize, Comet, CometLayer, Denied, Grant, OutcomeKind, Route};
 use tower_layer::Layer;
 
 const JSON: &str = "application/json";
@@ -58,7 +58,7 @@ async fn each_action_is_asked_about_and_a_denial_changes_nothing() {
         for (request, action) in every_action("/a%20b") {
             let what = format!("{} {}", request.method(), request.uri());
             let seen = send(&layer, request).await;
-            assert_eq!((seen.status.as_u16(), seen.outcome), (403, Some(Outcome::Denied)), "{what}");
+            assert_eq!((seen.status.as_u16(), seen.outcome), (403, Some(OutcomeKind::Denied)), "{what}");
             assert_eq!(seen.header("cache-control"), Some("no-store"), "{what}");
             assert_eq!(hook.0.lock().unwrap().drain(..).collect::<Vec<_>>(), [(action, "/a b".to_owned())], "{what}");
         }
@@ -158,7 +158,7 @@ async fn a_denial_says_as_much_as_the_hook_does() {
             let head = request.method() == Method::HEAD;
             let seen = send(&layer, request).await;
             assert_eq!((seen.status.as_u16(), seen.header("www-authenticate")), (status, challenge), "{what}");
-            assert_eq!(seen.outcome, Some(Outcome::Denied), "{what}");
+            assert_eq!(seen.outcome, Some(OutcomeKind::Denied), "{what}");
             if head {
                 assert_eq!(seen.text(), "", "{what}");
             } else {

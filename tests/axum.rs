@@ -26,7 +26,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower::{Service, ServiceBuilder, ServiceExt, make::Shared};
-use tower_comet::{Comet, CometLayer, Outcome, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Route};
 use tower_layer::Layer;
 
 /// The application, wherever it answers.
@@ -189,7 +189,7 @@ async fn methods_that_the_route_does_not_serve_are_the_applications() {
     let seen = Seen::read(app.clone().oneshot(hello).await.unwrap()).await.unwrap();
     assert_eq!((seen.status.as_u16(), seen.outcome), (201, None));
     let seen = Seen::read(app.clone().oneshot(support::get("/rooms/1?offset=-1")).await.unwrap()).await.unwrap();
-    assert_eq!((seen.text(), seen.outcome), (r#"["said: hello"]"#, Some(Outcome::Read)));
+    assert_eq!((seen.text(), seen.outcome), (r#"["said: hello"]"#, Some(OutcomeKind::Read)));
     assert_eq!(seen.offset(), comet.channel("/rooms/1").tail());
 
     for (method, path, own) in [

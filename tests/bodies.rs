@@ -15,7 +15,7 @@ use tokio::{
     },
     time::{Instant, timeout},
 };
-use tower_comet::{Comet, CometLayer, Outcome, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Route};
 use tower_layer::Layer;
 
 const BYTES: &str = "application/octet-stream";
@@ -106,7 +106,7 @@ async fn a_length_that_is_too_large_is_known_before_anything_is_read() {
     let comet = Comet::new();
     let request = Request::post("/bytes/x").header("content-type", BYTES).header("expect", "100-continue");
     let seen = send_with(&layer(&comet), request.body(Long).unwrap()).await;
-    assert_eq!((seen.status.as_u16(), seen.outcome), (413, Some(Outcome::Refused)));
+    assert_eq!((seen.status.as_u16(), seen.outcome), (413, Some(OutcomeKind::Refused)));
     assert_eq!(seen.header("connection"), Some("close"), "there is a body on it that nobody has asked for");
 }
 
@@ -237,7 +237,7 @@ async fn ten_seconds_are_the_default() {
     let request = Request::post("/bytes/x").header("content-type", BYTES).body(never).unwrap();
     let began = Instant::now();
     let seen = send_with(&layer(&comet), request).await;
-    assert_eq!((seen.status.as_u16(), seen.outcome), (408, Some(Outcome::Refused)));
+    assert_eq!((seen.status.as_u16(), seen.outcome), (408, Some(OutcomeKind::Refused)));
     assert_eq!(began.elapsed().as_secs(), 10);
 }
 

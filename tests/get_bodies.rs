@@ -17,7 +17,7 @@ use std::{
 };
 use support::{Seen, Untouchable, send_with, settle};
 use tokio::{task::JoinHandle, time::Instant};
-use tower_comet::{Access, Comet, CometLayer, Denied, Outcome, Route};
+use tower_comet::{Access, Comet, CometLayer, Denied, OutcomeKind, Route};
 
 const KIB: usize = 1024;
 
@@ -84,7 +84,7 @@ async fn a_body_that_is_too_large_or_breaks_off_or_never_ends_is_refused_and_the
     let began = Instant::now();
     let (_sender, waiting) = begin(&layer).await;
     let seen = waiting.await.unwrap();
-    assert_eq!((seen.status.as_u16(), seen.outcome), (408, Some(Outcome::Refused)));
+    assert_eq!((seen.status.as_u16(), seen.outcome), (408, Some(OutcomeKind::Refused)));
     assert_eq!((began.elapsed(), seen.header("connection")), (Duration::from_secs(10), Some("close")));
     assert_eq!((comet.waiters(), comet.channels().count()), (0, 0));
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use std::time::Duration;
 use support::{Seen, get, send, sent};
 use tokio::time::{Instant, advance};
-use tower_comet::{Channel, Comet, CometLayer, Offset, Outcome, Retention, Route};
+use tower_comet::{Channel, Comet, CometLayer, Offset, OutcomeKind, Retention, Route};
 
 const ZERO: &str = "0000000000000000_x0000000000000000";
 
@@ -49,7 +49,7 @@ async fn refused(layer: &CometLayer, offset: impl std::fmt::Display, reason: &st
             let seen = send(layer, get(&format!("{route}/news?offset={offset}{live}"))).await;
             assert_eq!((seen.status.as_u16(), &*seen.reason()), (410, reason), "{offset}{live}");
             assert_eq!(seen.header("cache-control"), Some("no-store"));
-            assert_eq!(seen.outcome, Some(Outcome::Gone));
+            assert_eq!(seen.outcome, Some(OutcomeKind::Gone));
             last = Some(seen);
         }
     }

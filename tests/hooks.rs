@@ -17,7 +17,7 @@ use support::{
     Client, Seen, Server, Teapot, ask, get, post, request, send, send_with, sent, settle, soon, until, with,
 };
 use tokio::time::Instant;
-use tower_comet::{Access, Action, Authorize, Comet, CometLayer, Denied, Grant, Outcome, Route};
+use tower_comet::{Access, Action, Authorize, Comet, CometLayer, Denied, Grant, OutcomeKind, Route};
 use tower_layer::Layer;
 
 const JSON: &str = "application/json";
@@ -109,7 +109,7 @@ fn panics() -> [Panics; 6] {
 }
 
 fn check_panicked(seen: &Seen, head: bool, what: &str) {
-    assert_eq!((seen.status.as_u16(), seen.outcome), (500, Some(Outcome::Failed)), "{what}");
+    assert_eq!((seen.status.as_u16(), seen.outcome), (500, Some(OutcomeKind::Failed)), "{what}");
     assert_eq!(seen.header("cache-control"), Some("no-store"), "{what}");
     assert_eq!(seen.header("retry-after"), None, "{what}");
     if head {
@@ -121,7 +121,7 @@ fn check_panicked(seen: &Seen, head: bool, what: &str) {
 }
 
 fn check_timed_out(seen: &Seen, head: bool, what: &str) {
-    assert_eq!((seen.status.as_u16(), seen.outcome), (503, Some(Outcome::Refused)), "{what}");
+    assert_eq!((seen.status.as_u16(), seen.outcome), (503, Some(OutcomeKind::Refused)), "{what}");
     assert_eq!(seen.header("cache-control"), Some("no-store"), "{what}");
     let seconds: u32 = seen.header("retry-after").expect(what).parse().expect(what);
     assert!((1..=5).contains(&seconds), "{what}");

@@ -4,7 +4,7 @@ mod support;
 
 use std::future::ready;
 use support::{get, send};
-use tower_comet::{Access, Comet, CometLayer, Create, Denied, Error, Grant, Outcome, Route};
+use tower_comet::{Access, Comet, CometLayer, Create, Denied, Error, Grant, OutcomeKind, Route};
 
 fn text<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
     match result {
@@ -63,7 +63,7 @@ async fn a_hook_that_grants_an_invalid_name_is_the_servers_fault() {
         request.headers_mut().insert("grant", name.parse().unwrap());
         let seen = send(&layer, request).await;
         assert_eq!((seen.status.as_u16(), seen.reason().as_str()), (500, "invalid-grant"), "{name:?}");
-        assert_eq!(seen.outcome, Some(Outcome::Failed));
+        assert_eq!(seen.outcome, Some(OutcomeKind::Failed));
         assert!(!seen.text().contains("tenants"), "the name may be a secret: {}", seen.text());
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use support::{Seen, Teapot, get, post, send, sent};
 use tokio::time::advance;
 use tower::ServiceExt;
-use tower_comet::{Comet, CometBuilder, CometLayer, Error, Limit, Outcome, Retention, Route};
+use tower_comet::{Comet, CometBuilder, CometLayer, Error, Limit, OutcomeKind, Retention, Route};
 use tower_layer::Layer;
 
 const JSON: &str = "application/json";
@@ -41,7 +41,7 @@ fn text(bytes: usize) -> String {
 
 /// 503, to be tried again in some seconds.
 fn full(seen: &Seen) -> u64 {
-    assert_eq!((seen.status.as_u16(), &*seen.reason(), seen.outcome), (503, "full", Some(Outcome::Refused)));
+    assert_eq!((seen.status.as_u16(), &*seen.reason(), seen.outcome), (503, "full", Some(OutcomeKind::Refused)));
     assert_eq!(seen.header("cache-control"), Some("no-store"));
     seen.header("retry-after").expect("when to try again").parse().expect("seconds")
 }
@@ -87,7 +87,7 @@ async fn an_append_has_a_size() {
 
         let seen = send(&layer, post("/events/news", JSON, text(limit + 1))).await;
         assert_eq!((seen.status.as_u16(), &*seen.reason()), (413, "too-large"));
-        assert_eq!(seen.outcome, Some(Outcome::Refused));
+        assert_eq!(seen.outcome, Some(OutcomeKind::Refused));
         let put = http::Request::put("/bytes/x").body(Full::from(vec![0; limit + 1])).unwrap();
         assert_eq!(send(&layer, put).await.status.as_u16(), 413);
         let refused = news.publish("x".repeat(limit - 1)).await;

@@ -21,7 +21,7 @@ use std::{
 use support::{BoxError, Client, Seen, Server, Untouchable, get, open_to_all, post, request, settle, soon, until};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
-use tower_comet::{Access, Comet, CometLayer, CometRoutes, Denied, Outcome, Route};
+use tower_comet::{Access, Comet, CometLayer, CometRoutes, Denied, OutcomeKind, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone()).route("/events/{channel}", Route::new().read_by_anyone().append_by_anyone())
@@ -78,7 +78,7 @@ async fn requests_that_no_route_serves_are_answered_without_an_inner_service() {
             (seen.header("x-content-type-options"), seen.header("cache-control")),
             (Some("nosniff"), Some("no-store"))
         );
-        let outcome = if status == 204 { Outcome::Read } else { Outcome::Invalid };
+        let outcome = if status == 204 { OutcomeKind::Read } else { OutcomeKind::Invalid };
         assert_eq!(seen.outcome, Some(outcome), "{what}");
         match reason {
             Some(reason) => {
@@ -201,7 +201,7 @@ async fn a_method_router_has_handlers_beside_the_channel() {
     let app = Router::new().route("/events/{channel}", get_service(channels(&comet)).post(say));
     assert_eq!(ask(&app, post("/events/a", "application/json", "1")).await.status, StatusCode::IM_A_TEAPOT);
     assert_eq!(ask(&app, get("/events/a?offset=-1")).await.text(), "[]");
-    assert_eq!(ask(&app, request(Method::HEAD, "/events/a")).await.outcome, Some(Outcome::Read));
+    assert_eq!(ask(&app, request(Method::HEAD, "/events/a")).await.outcome, Some(OutcomeKind::Read));
     assert_eq!(ask(&app, request(Method::PUT, "/events/a")).await.outcome, None);
 }
 

@@ -19,7 +19,7 @@ use std::{
 use support::{Client, Server, Teapot, get};
 use tokio::time::{sleep, timeout};
 use tower::Service;
-use tower_comet::{Comet, CometLayer, Outcome, Retention, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Retention, Route};
 use tower_layer::Layer;
 
 const CLIENTS: usize = 500;
@@ -75,9 +75,9 @@ impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for Counting<F> {
         if let Poll::Ready(Ok(response)) = &polled {
             self.done = true;
             let end = match response.extensions().get() {
-                Some(Outcome::Delivered) if self.polls == 1 => &self.ends.at_once,
-                Some(Outcome::Delivered) => &self.ends.after_waiting,
-                Some(Outcome::TimedOut) => &self.ends.timed_out,
+                Some(OutcomeKind::Delivered) if self.polls == 1 => &self.ends.at_once,
+                Some(OutcomeKind::Delivered) => &self.ends.after_waiting,
+                Some(OutcomeKind::TimedOut) => &self.ends.timed_out,
                 outcome => panic!("{outcome:?}"),
             };
             end.fetch_add(1, Relaxed);

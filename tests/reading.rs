@@ -5,7 +5,7 @@ mod support;
 use serde_json::json;
 use std::time::Duration;
 use support::{get, request, send, with};
-use tower_comet::{Comet, CometLayer, Create, Denied, Offset, Outcome, Route};
+use tower_comet::{Comet, CometLayer, Create, Denied, Offset, OutcomeKind, Route};
 
 /// The same channels on a comet route and on a strict one.
 const BOTH: [&str; 2] = ["/events", "/streams"];
@@ -45,7 +45,7 @@ async fn a_read_gives_what_follows_its_offset_and_says_where_that_ends() {
             assert_eq!(seen.header("stream-closed"), None, "{query}");
             assert_eq!(seen.header("cache-control"), Some("no-store"), "{query}");
             assert_eq!(seen.header("x-content-type-options"), Some("nosniff"), "{query}");
-            let outcome = if query.contains("live") { Outcome::Delivered } else { Outcome::Read };
+            let outcome = if query.contains("live") { OutcomeKind::Delivered } else { OutcomeKind::Read };
             assert_eq!(seen.outcome, Some(outcome), "{query}");
         }
     }
@@ -215,7 +215,7 @@ async fn a_malformed_query_is_400_and_says_what_is_wrong_with_it() {
             let seen = send(&layer, get(&format!("{route}/news?{query}"))).await;
             assert_eq!((seen.status.as_u16(), seen.reason()), (400, reason.to_owned()), "{query}");
             assert_eq!(seen.header("cache-control"), Some("no-store"), "{query}");
-            assert_eq!(seen.outcome, Some(Outcome::Invalid), "{query}");
+            assert_eq!(seen.outcome, Some(OutcomeKind::Invalid), "{query}");
         }
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 use support::{Seen, Untouchable, post, send, send_with, settle};
 use tokio::{task::unconstrained, time::advance};
-use tower_comet::{Comet, CometLayer, Outcome, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Route};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -131,7 +131,7 @@ impl Upload {
 }
 
 fn refused(seen: &Seen) {
-    assert_eq!((seen.status.as_u16(), &*seen.reason(), seen.outcome), (503, "full", Some(Outcome::Refused)));
+    assert_eq!((seen.status.as_u16(), &*seen.reason(), seen.outcome), (503, "full", Some(OutcomeKind::Refused)));
     assert!((1..=5).contains(&seen.header("retry-after").expect("when to retry").parse::<u32>().unwrap()));
 }
 

@@ -7,7 +7,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 use support::{get, post, request, send, sent, with};
-use tower_comet::{Comet, CometLayer, Outcome, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Route};
 
 const JSON: &str = "application/json";
 
@@ -30,7 +30,7 @@ async fn an_append_is_204_at_the_new_end_and_wakes_who_waits() {
     let waiting = sent(&layer, get("/events/news")).await;
     let seen = send(&layer, post("/events/news", JSON, r#"{"n": 1}"#)).await;
     assert_eq!((seen.status.as_u16(), seen.text(), seen.offset()), (204, "", news.tail()));
-    assert_eq!(seen.outcome, Some(Outcome::Appended));
+    assert_eq!(seen.outcome, Some(OutcomeKind::Appended));
     assert_eq!(seen.header("cache-control"), Some("no-store"));
     let heard = waiting.await.unwrap();
     assert_eq!((heard.json(), heard.offset()), (json!([{"n": 1}]), seen.offset()));

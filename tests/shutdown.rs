@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tower::{Layer, ServiceExt};
-use tower_comet::{Comet, CometLayer, Outcome, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, Route};
 
 const LIVE: &str = "live=long-poll";
 
@@ -232,12 +232,12 @@ async fn closing_over_a_time_releases_evenly_and_takes_nobody_new() {
         let seen = send(&layer, get(&format!("/events/{i}?offset=now&{live}"))).await;
         assert_eq!(seen.header("connection"), Some("close"));
         seconds.insert(if i % 2 == 0 {
-            assert_eq!((seen.status.as_u16(), seen.outcome), (503, Some(Outcome::Refused)), "{seen:?}");
+            assert_eq!((seen.status.as_u16(), seen.outcome), (503, Some(OutcomeKind::Refused)), "{seen:?}");
             assert_eq!(seen.reason(), "closing");
             seen.header("retry-after").unwrap().parse::<u32>().unwrap()
         } else {
             // An `EventSource` would give up at a 503.
-            assert_eq!((seen.status.as_u16(), seen.outcome), (200, Some(Outcome::Released)), "{seen:?}");
+            assert_eq!((seen.status.as_u16(), seen.outcome), (200, Some(OutcomeKind::Released)), "{seen:?}");
             let millis = seen.text().strip_prefix("retry:").and_then(|text| text.strip_suffix("\n\n"));
             millis.and_then(|millis| millis.parse::<u32>().ok()).expect("a time to come back after") / 1_000
         });
@@ -251,7 +251,7 @@ async fn closing_over_a_time_releases_evenly_and_takes_nobody_new() {
     let mut tenths = [0; 10];
     for wait in crowd {
         let (seen, ended) = wait.await.unwrap();
-        assert_eq!((seen.status.as_u16(), seen.outcome), (204, Some(Outcome::Released)));
+        assert_eq!((seen.status.as_u16(), seen.outcome), (204, Some(OutcomeKind::Released)));
         assert_eq!(seen.header("connection"), Some("close"));
         // The last step is at the very end.
         let tenth = (ended - began).as_millis().saturating_sub(1) * 10 / OVER.as_millis();
@@ -281,8 +281,8 @@ async fn who_is_not_released_yet_is_still_served_and_stays_if_the_closing_is_dro
     let mut outcomes = [0, 0];
     for wait in crowd {
         match wait.await.unwrap().0.outcome {
-            Some(Outcome::Released) => outcomes[0] += 1,
-            Some(Outcome::Delivered) => outcomes[1] += 1,
+            Some(OutcomeKind::Released) => outcomes[0] += 1,
+            Some(OutcomeKind::Delivered) => outcomes[1] += 1,
             other => panic!("{other:?}"),
         }
     }
@@ -296,7 +296,7 @@ async fn closing_over_no_time_at_all_is_closing() {
     let began = time::Instant::now();
     comet.close_over(Duration::ZERO).await;
     for wait in crowd {
-        assert_eq!(wait.await.unwrap().0.outcome, Some(Outcome::Released));
+        assert_eq!(wait.await.unwrap().0.outcome, Some(OutcomeKind::Released));
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
@@ -357,5 +357,5 @@ async fn a_signal_that_never_comes_closes_nothing() {
     let (_stop, stopped) = oneshot::channel::<()>();
     assert!(timeout(Duration::from_secs(1), comet.close_on(stopped)).await.is_err());
     assert!(!comet.is_closing());
-    assert_eq!(send(&layer(&comet), get("/events/news")).await.outcome, Some(Outcome::TimedOut));
+    assert_eq!(send(&layer(&comet), get("/events/news")).await.outcome, Some(OutcomeKind::TimedOut));
 }

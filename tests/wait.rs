@@ -6,7 +6,7 @@ use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
 use support::{get, request, send, sent, settle, with};
 use tokio::time::{Instant, advance};
-use tower_comet::{Comet, CometLayer, Create, Outcome, Route};
+use tower_comet::{Comet, CometLayer, Create, OutcomeKind, Route};
 
 fn layer(comet: &Comet) -> CometLayer {
     CometLayer::new(comet.clone())
@@ -30,7 +30,7 @@ async fn a_bare_get_waits_for_the_next_message() {
     assert_eq!((seen.status.as_u16(), seen.text()), (200, r#"["after"]"#));
     assert_eq!(seen.offset(), tail);
     assert_eq!(seen.header("stream-up-to-date"), Some("true"));
-    assert_eq!(seen.outcome, Some(Outcome::Delivered));
+    assert_eq!(seen.outcome, Some(OutcomeKind::Delivered));
     assert!(seen.header("stream-cursor").is_some() && seen.header("etag").is_none(), "what comes next has no name");
     assert_eq!((comet.waiters(), news.waiters()), (0, 0));
 }
@@ -70,7 +70,7 @@ async fn a_time_out_is_204_at_the_clients_own_offset_and_skips_nothing() {
     let began = Instant::now();
     let seen = send(&layer, get(&format!("/events/news?offset={offset}&live=long-poll"))).await;
     assert_eq!((seen.status.as_u16(), seen.text(), seen.offset()), (204, "", offset));
-    assert_eq!(seen.outcome, Some(Outcome::TimedOut));
+    assert_eq!(seen.outcome, Some(OutcomeKind::TimedOut));
     assert_eq!(seen.header("stream-up-to-date"), Some("true"));
     assert_eq!(seen.header("cache-control"), Some("no-store"));
     assert!(seen.header("stream-cursor").is_some() && seen.header("etag").is_none());
@@ -203,7 +203,11 @@ async fn an_end_is_told_to_who_waits_and_nobody_waits_after_it() {
     let began = Instant::now();
     for uri in [format!("/events/job?offset={end}&live=long-poll"), "/events/job".to_owned()] {
         let after = send(&layer, get(&uri)).await;
-        assert_eq!((after.status.as_u16(), after.offset(), after.outcome), (204, end, Some(Outcome::Ended)), "{uri}");
+        assert_eq!(
+            (after.status.as_u16(), after.offset(), after.outcome),
+            (204, end, Some(OutcomeKind::Ended)),
+            "{uri}"
+        );
         assert_eq!(after.header("stream-closed"), Some("true"));
         assert_eq!(after.header("stream-up-to-date"), Some("true"));
     }

@@ -19,7 +19,7 @@ use std::{
 use support::{Seen, Teapot, get, post, send, sent};
 use tokio::time::advance;
 use tower::{Service, ServiceExt};
-use tower_comet::{Access, Comet, CometLayer, Denied, Outcome, ResponseBody, Route};
+use tower_comet::{Access, Comet, CometLayer, Denied, OutcomeKind, ResponseBody, Route};
 use tower_layer::Layer;
 
 const JSON: &str = "application/json";
@@ -65,7 +65,7 @@ impl Begun {
         let Self::Answered(response) = self else { panic!("it is parked") };
         let seen = Seen::read(response).await.unwrap();
         assert_eq!((seen.status.as_u16(), &*seen.reason()), (429, "waits-per-client"));
-        assert_eq!((seen.outcome, seen.header("cache-control")), (Some(Outcome::Refused), Some("no-store")));
+        assert_eq!((seen.outcome, seen.header("cache-control")), (Some(OutcomeKind::Refused), Some("no-store")));
         seen.header("retry-after").expect("when to retry").parse().expect("seconds")
     }
 }
@@ -240,7 +240,7 @@ async fn a_key_that_panics_fails_its_own_request_and_no_other() {
         for (nth, uri) in ["/events/1", "/events/1?offset=now&live=sse"].into_iter().enumerate() {
             let seen = send(&layer, support::with("panics", "1", get(uri))).await;
             assert_eq!((seen.status.as_u16(), &*seen.reason()), (500, "key-panicked"), "{panics:?}");
-            assert_eq!(seen.outcome, Some(Outcome::Failed));
+            assert_eq!(seen.outcome, Some(OutcomeKind::Failed));
             assert!(!seen.text().contains("secret"), "{}", seen.text());
             assert_eq!(comet.stats().hook_panics, nth as u64 + 1);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Payload, caller::Caller, headers, problem::Problem};
 use crate::{
-    Outcome, Route,
+    Outcome, OutcomeKind, Route,
     access::Gate,
     engine::{MediaType, Reading, is_inert, is_json},
     registry::Registry,
@@ -25,7 +25,7 @@ pub(super) fn messages(
     route: &Route,
     reading: Reading,
     from_tail: bool,
-    outcome: Outcome,
+    outcome: OutcomeKind,
     seen: Option<&HeaderValue>,
     cursor: Option<HeaderValue>,
 ) -> Result<Answer, Problem> {
@@ -43,7 +43,7 @@ fn ok(
     registry: &Arc<Registry>,
     route: &Route,
     mut reading: Reading,
-    outcome: Outcome,
+    outcome: OutcomeKind,
     tag: Option<HeaderValue>,
     cursor: Option<HeaderValue>,
 ) -> Result<Answer, Problem> {
@@ -62,12 +62,12 @@ fn ok(
     let content = registry.content(reading).map_err(Problem::full)?;
     let mut answer = Response::new(content.into());
     *answer.headers_mut() = map;
-    answer.extensions_mut().insert(outcome);
+    answer.extensions_mut().insert(Outcome::new(outcome));
     Ok(answer)
 }
 
 /// 204: nothing came. The offset is where the wait began, so that the next one skips nothing.
-pub(super) fn nothing(reading: &Reading, outcome: Outcome, cursor: Option<HeaderValue>) -> Answer {
+pub(super) fn nothing(reading: &Reading, outcome: OutcomeKind, cursor: Option<HeaderValue>) -> Answer {
     let mut answer = empty(StatusCode::NO_CONTENT, outcome);
     position(answer.headers_mut(), reading);
     answer.headers_mut().extend(cursor.map(|cursor| (headers::CURSOR, cursor)));
@@ -76,7 +76,7 @@ pub(super) fn nothing(reading: &Reading, outcome: Outcome, cursor: Option<Header
 
 /// 304: the client has it, and may keep it as if it had been given it now (RFC 9110, section 15.4.5).
 fn not_modified(route: &Route, reading: &Reading, tag: HeaderValue, cursor: Option<HeaderValue>) -> Answer {
-    let mut answer = empty(StatusCode::NOT_MODIFIED, Outcome::Read);
+    let mut answer = empty(StatusCode::NOT_MODIFIED, OutcomeKind::Read);
     let map = answer.headers_mut();
     position(map, reading);
     cacheable(map, route, reading);
@@ -85,11 +85,11 @@ fn not_modified(route: &Route, reading: &Reading, tag: HeaderValue, cursor: Opti
     answer
 }
 
-pub(super) fn empty(status: StatusCode, outcome: Outcome) -> Answer {
+pub(super) fn empty(status: StatusCode, outcome: OutcomeKind) -> Answer {
     let mut answer = Response::new(Payload::default());
     *answer.status_mut() = status;
     *answer.headers_mut() = headers::safe();
-    answer.extensions_mut().insert(outcome);
+    answer.extensions_mut().insert(Outcome::new(outcome));
     answer
 }
 
@@ -144,8 +144,11 @@ fn matches(if_none_match: &HeaderValue, tag: &HeaderValue) -> bool {
     listed.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
 }
 
-/// Completes every answer with the headers that depend on the request and not on what it asks for.
-pub(super) fn finish(registry: &Registry, caller: Caller, mut answer: Answer) -> Answer {
+/// Completes every response with the headers that depend on the request and not on its query, and with the route's pattern.
+pub(super) fn finish(registry: &Registry, route: Option<&Route>, caller: Caller, mut answer: Answer) -> Answer {
+    if let Some(pattern) = route.and_then(|route| route.pattern.clone()) {
+        answer.extensions_mut().insert(pattern);
+    }
     if caller.has_origin() {
         answer.headers_mut().insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, headers::exposed());
     }

@@ -12,7 +12,7 @@ use super::{
     receive::{expects_continue, receive},
 };
 use crate::{
-    Action, Error, Outcome,
+    Action, Error, OutcomeKind,
     engine::{Batch, MediaType, Stamp, is_json, same_type},
     registry::{Append, Appended},
 };
@@ -139,7 +139,7 @@ async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Pr
 fn appended(appended: &Appended, content: bool) -> Answer {
     let produced = appended.accepted.is_some() && content && !appended.duplicate;
     let status = if produced { StatusCode::OK } else { StatusCode::NO_CONTENT };
-    let mut answer = answer::empty(status, Outcome::Appended);
+    let mut answer = answer::empty(status, OutcomeKind::Appended);
     let map = answer.headers_mut();
     map.insert(headers::NEXT_OFFSET, headers::offset(appended.tail));
     if appended.closed {

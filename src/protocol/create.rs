@@ -12,7 +12,7 @@ use super::{
     receive::{expects_continue, receive},
 };
 use crate::{
-    Action, Error, Offset, Outcome,
+    Action, Error, Offset, OutcomeKind,
     engine::{MediaType, Start, same_type},
     name::ClientPath,
     registry::{Created, Creation, Fork, Lifetime},
@@ -148,7 +148,7 @@ async fn create(target: &Target, asked: Asked, source: Option<String>, content: 
 
 fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
-    let mut answer = answer::empty(status, Outcome::Created);
+    let mut answer = answer::empty(status, OutcomeKind::Created);
     let map = answer.headers_mut();
     answer::of_type(map, &created.content_type);
     map.insert(headers::NEXT_OFFSET, headers::offset(created.tail));

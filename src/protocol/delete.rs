@@ -3,10 +3,10 @@
 use http::StatusCode;
 
 use super::{Answer, Target, answer, problem::Problem};
-use crate::Outcome;
+use crate::OutcomeKind;
 
 pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
     let deleted = target.registry.delete_anywhere(&target.name).await;
     deleted.map_err(|error| Problem::from(error).repeatable())?;
-    Ok(answer::empty(StatusCode::NO_CONTENT, Outcome::Deleted))
+    Ok(answer::empty(StatusCode::NO_CONTENT, OutcomeKind::Deleted))
 }

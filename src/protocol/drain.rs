@@ -5,14 +5,11 @@ use std::{
     error::Error as StdError,
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
     task::{Poll, ready},
-    time::Duration,
 };
 use tokio::time::timeout;
 
-use super::{Reply, answer::finish, caller::Caller, problem::Problem, receive::discard};
-use crate::registry::Registry;
+use super::{Reply, Target, problem::Problem, receive::discard};
 
 /// How many bytes of the body are read at most. The body of a `GET` has no meaning (RFC 9110, section 9.3.1).
 const MOST: u64 = 64 * 1024;
@@ -27,7 +24,7 @@ const MOST: u64 = 64 * 1024;
 /// # Cancel safety
 ///
 /// Dropping the reply drops the wait and the body.
-pub(super) fn beside<B>(reply: Reply, body: B, limit: Duration, registry: Arc<Registry>, caller: Caller) -> Reply
+pub(super) fn beside<B>(reply: Reply, body: B, target: Target) -> Reply
 where
     B: Body + Send + 'static,
     B::Data: Send,
@@ -39,7 +36,7 @@ where
     Reply::Later(Box::pin(async move {
         let mut waiting = Some(reply);
         let body = pin!(body);
-        let mut reading = pin!(timeout(limit, discard(body, MOST)));
+        let mut reading = pin!(timeout(target.route.body_timeout, discard(body, MOST)));
         let refused = poll_fn(|cx| {
             if let Some(reply) = &mut waiting {
                 if let Poll::Ready(answer) = reply.poll(cx) {
@@ -58,7 +55,7 @@ where
             // The wait is dropped with this future.
             (refused, _) => {
                 let problem = refused.unwrap_or_else(|| Problem::body_of_get(MOST));
-                finish(&registry, caller, problem.closing().into_answer()).into()
+                target.reply(Err(problem.closing()))
             }
         }
     }))

@@ -3,11 +3,11 @@
 use http::StatusCode;
 
 use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
-use crate::{Outcome, engine::Start};
+use crate::{OutcomeKind, engine::Start};
 
 pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
     let channel = target.registry.peek_anywhere(&target.name).await?;
-    let mut answer = answer::empty(StatusCode::OK, Outcome::Read);
+    let mut answer = answer::empty(StatusCode::OK, OutcomeKind::Read);
     let map = answer.headers_mut();
     match channel {
         Some(channel) => {

@@ -21,7 +21,7 @@ use super::{
     query::Asked,
 };
 use crate::{
-    Outcome, Route,
+    Outcome, OutcomeKind, Route,
     engine::{Reading, Start},
     registry::{Ended, Wait},
 };
@@ -34,11 +34,11 @@ pub(super) fn at_once(
     seen: Option<&HeaderValue>,
 ) -> Result<Answer, Problem> {
     if reading.is_empty() {
-        return Ok(answer::nothing(&reading, Outcome::Ended, None));
+        return Ok(answer::nothing(&reading, OutcomeKind::Ended, None));
     }
     let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
     let cursor = Some(cursor::header(asked.cursor));
-    let answer = answer::messages(registry, route, reading, from_tail, Outcome::Delivered, seen, cursor)?;
+    let answer = answer::messages(registry, route, reading, from_tail, OutcomeKind::Delivered, seen, cursor)?;
     registry.usage().count_delivered();
     Ok(answer)
 }
@@ -48,6 +48,8 @@ pin_project! {
     pub(crate) struct LongPoll {
         #[pin]
         wait: Wait,
+        // When the wait began, and its deadline, on the registry's clock.
+        began: u64,
         until: u64,
         route: Arc<Route>,
         cursor: Option<Cursor>,
@@ -65,6 +67,7 @@ impl LongPoll {
         let longest = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
         Self {
             wait,
+            began: target.registry.now(),
             until: deadline(&target.registry, longest),
             route: Arc::clone(&target.route),
             cursor: asked.cursor,
@@ -83,7 +86,7 @@ impl LongPoll {
     /// Returns the answer to a request that is refused.
     pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> Answer {
         let this = self.project();
-        finish(this.wait.registry(), *this.caller, problem.into_answer())
+        finish(this.wait.registry(), Some(this.route), *this.caller, problem.into_answer())
     }
 }
 
@@ -96,9 +99,9 @@ impl Future for LongPoll {
         let registry = this.wait.registry();
         let cursor = Some(cursor::header(*this.cursor));
         let mut answer = match ended {
-            Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, Outcome::Ended, cursor),
+            Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, OutcomeKind::Ended, cursor),
             Ended::Read(reading) => {
-                let (from_tail, outcome) = (*this.from_tail, Outcome::Delivered);
+                let (from_tail, outcome) = (*this.from_tail, OutcomeKind::Delivered);
                 match answer::messages(registry, this.route, reading, from_tail, outcome, None, cursor) {
                     Ok(answer) => {
                         registry.usage().count_delivered();
@@ -109,16 +112,19 @@ impl Future for LongPoll {
             }
             Ended::TimedOut(reading) => {
                 registry.usage().count_timed_out();
-                answer::nothing(&reading, Outcome::TimedOut, cursor)
+                answer::nothing(&reading, OutcomeKind::TimedOut, cursor)
             }
-            Ended::Released(reading) => answer::nothing(&reading, Outcome::Released, cursor),
+            Ended::Released(reading) => answer::nothing(&reading, OutcomeKind::Released, cursor),
             refused => Problem::from(refused).into_answer(),
         };
+        if let Some(outcome) = answer.extensions_mut().get_mut::<Outcome>() {
+            *outcome = outcome.after(Duration::from_millis(registry.now().saturating_sub(*this.began)));
+        }
         if let Some(seconds) = this.preferred.filter(|_| answer.status().is_success()) {
             let applied = headers::ascii(format_args!("wait={seconds}"));
             answer.headers_mut().insert(headers::PREFERENCE_APPLIED, applied);
         }
-        Poll::Ready(finish(registry, *this.caller, answer))
+        Poll::Ready(finish(registry, Some(this.route), *this.caller, answer))
     }
 }
 
@@ -134,6 +140,6 @@ mod tests {
     #[test]
     fn a_parked_request_is_small() {
         let size = size_of::<LongPoll>();
-        assert!(size <= 208, "{size} bytes");
+        assert!(size <= 216, "{size} bytes");
     }
 }

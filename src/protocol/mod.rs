@@ -40,7 +40,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
-use crate::{Action, Outcome, Route, name::NameError, routes::Routes};
+use crate::{Action, OutcomeKind, Route, name::NameError, routes::Routes};
 use answer::Answer;
 use caller::Caller;
 pub(crate) use client::Clients;
@@ -89,10 +89,7 @@ where
             let unread = (caller.is_http1() && !body.is_end_stream()).then_some(body);
             target.permitted(&[Action::Read], parts, move |target| match (asked, unread) {
                 (Ok(asked), None) => read::reply(target, asked, seen),
-                (Ok(asked), Some(body)) => {
-                    let (limit, registry) = (target.route.body_timeout, Arc::clone(&target.registry));
-                    drain::beside(read::reply(target, asked, seen), body, limit, registry, caller)
-                }
+                (Ok(asked), Some(body)) => drain::beside(read::reply(target.clone(), asked, seen), body, target),
                 (Err(problem), _) => target.reply(Err(problem)),
             })
         }
@@ -122,14 +119,15 @@ where
 
 /// Answers a request that no route serves and that has no inner service to go to: 404, 405, or `OPTIONS`.
 pub(crate) fn unserved<B>(routes: &Routes, request: &Request<B>) -> Reply {
-    let answer = match routes.at(request.uri().path()) {
+    let route = routes.at(request.uri().path());
+    let answer = match route {
         None => Err(Problem::no_route()),
         Some(route) if request.method() == Method::OPTIONS => {
-            let mut answer = answer::empty(StatusCode::NO_CONTENT, Outcome::Read);
+            let mut answer = answer::empty(StatusCode::NO_CONTENT, OutcomeKind::Read);
             answer.headers_mut().insert(header::ALLOW, problem::allow(route));
             Ok(answer)
         }
         Some(route) => Err(Problem::method_not_allowed(route)),
     };
-    Reply::now(routes.registry(), Caller::of(request), request.method() == Method::HEAD, answer)
+    Reply::now(routes.registry(), route, Caller::of(request), request.method() == Method::HEAD, answer)
 }

@@ -1,11 +1,14 @@
 //! Refusals, as problem documents (RFC 9457).
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use std::{borrow::Cow, error::Error as _};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use std::{borrow::Cow, error::Error as _, time::Duration};
 
-use super::{Answer, Payload, headers};
-use crate::{Denied, Error, Gone, Limit, Offset, Outcome, Route, access::DeniedKind, registry::Ended};
+use super::{Answer, Payload, answer, headers};
+use crate::{
+    Denied, Error, Gone, Limit, Offset, Outcome, OutcomeKind, Route, access::DeniedKind, engine::MediaType,
+    registry::Ended,
+};
 
 /// Why a request is not served.
 #[derive(Debug)]
@@ -16,12 +19,14 @@ pub(super) struct Problem {
     /// A sentence for people.
     detail: Cow<'static, str>,
     headers: Vec<(HeaderName, HeaderValue)>,
-    outcome: Outcome,
+    outcome: OutcomeKind,
+    /// In place of the document.
+    body: Option<(MediaType, Bytes)>,
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, reason, detail: detail.into(), headers: Vec::new(), outcome: Outcome::Invalid }
+        Self { status, reason, detail: detail.into(), headers: Vec::new(), outcome: OutcomeKind::Invalid, body: None }
     }
 
     pub(super) fn bad_request(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -46,7 +51,7 @@ impl Problem {
 
     pub(super) fn deleted() -> Self {
         let mut problem = Self::new(StatusCode::NOT_FOUND, "deleted", "the channel was deleted");
-        problem.outcome = Outcome::Ended;
+        problem.outcome = OutcomeKind::Ended;
         problem
     }
 
@@ -101,7 +106,7 @@ impl Problem {
     pub(super) fn key_panicked() -> Self {
         let detail = "the server failed to determine which client sent this request";
         let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "key-panicked", detail);
-        problem.outcome = Outcome::Failed;
+        problem.outcome = OutcomeKind::Failed;
         problem
     }
 
@@ -109,7 +114,7 @@ impl Problem {
     pub(super) fn invalid_grant() -> Self {
         let detail = "the server granted access to a channel whose name is invalid";
         let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "invalid-grant", detail);
-        problem.outcome = Outcome::Failed;
+        problem.outcome = OutcomeKind::Failed;
         problem
     }
 
@@ -117,7 +122,7 @@ impl Problem {
     pub(super) fn hook_panicked() -> Self {
         let detail = "the server failed to decide whether this request is allowed";
         let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "hook-panicked", detail);
-        problem.outcome = Outcome::Failed;
+        problem.outcome = OutcomeKind::Failed;
         problem
     }
 
@@ -134,7 +139,7 @@ impl Problem {
         let mut problem = Self::new(StatusCode::GONE, gone.reason().as_str(), format!("{gone}; start over"))
             .with(headers::NEXT_OFFSET, headers::offset(gone.tail()))
             .with(headers::EARLIEST_OFFSET, headers::offset(gone.earliest()));
-        problem.outcome = Outcome::Gone;
+        problem.outcome = OutcomeKind::Gone;
         problem
     }
 
@@ -146,8 +151,15 @@ impl Problem {
             }
             DeniedKind::Forbidden => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
             DeniedKind::NotFound => Self::not_found(),
+            DeniedKind::TooManyRequests(time) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "denied-for-now", detail).after(time)
+            }
+            DeniedKind::Unavailable(time) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "undecided", detail).after(time)
+            }
         };
-        problem.outcome = Outcome::Denied;
+        problem.body = denied.body;
+        problem.outcome = OutcomeKind::Denied;
         problem
     }
 
@@ -166,8 +178,14 @@ impl Problem {
         self
     }
 
+    /// Adds a `Retry-After` with this time.
+    fn after(self, time: Duration) -> Self {
+        let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+        self.with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+    }
+
     fn refused(mut self) -> Self {
-        self.outcome = Outcome::Refused;
+        self.outcome = OutcomeKind::Refused;
         self
     }
 
@@ -176,19 +194,28 @@ impl Problem {
     }
 
     pub(super) fn into_answer(self) -> Answer {
-        let document = serde_json::json!({
-            "title": self.status.canonical_reason(),
-            "status": self.status.as_u16(),
-            "reason": self.reason,
-            "detail": self.detail,
-        });
-        let mut answer = Response::new(Payload::from(Bytes::from(document.to_string())));
-        *answer.status_mut() = self.status;
-        let map: &mut HeaderMap = answer.headers_mut();
-        *map = headers::safe();
-        map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let mut map = headers::safe();
+        let body = match self.body {
+            Some((content_type, body)) => {
+                answer::of_type(&mut map, &content_type);
+                body
+            }
+            None => {
+                map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+                let document = serde_json::json!({
+                    "title": self.status.canonical_reason(),
+                    "status": self.status.as_u16(),
+                    "reason": self.reason,
+                    "detail": self.detail,
+                });
+                document.to_string().into()
+            }
+        };
         map.extend(self.headers);
-        answer.extensions_mut().insert(self.outcome);
+        let mut answer = Response::new(Payload::from(body));
+        *answer.status_mut() = self.status;
+        *answer.headers_mut() = map;
+        answer.extensions_mut().insert(Outcome::new(self.outcome));
         answer
     }
 }

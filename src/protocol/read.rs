@@ -11,7 +11,7 @@ use super::{
     sse,
 };
 use crate::{
-    Error, Outcome,
+    Error, OutcomeKind,
     engine::{Gone, Reason, Start},
     registry::Begun,
 };
@@ -49,7 +49,7 @@ fn go_on(target: &Target, asked: &Asked, begun: Result<Begun, Error>, seen: Opti
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
         None => {
             let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
-            target.reply(answer::messages(registry, route, reading, from_tail, Outcome::Read, seen, None))
+            target.reply(answer::messages(registry, route, reading, from_tail, OutcomeKind::Read, seen, None))
         }
     }
 }

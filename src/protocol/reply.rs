@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Answer, Payload, Target, answer::finish, caller::Caller, long_poll::LongPoll, problem::Problem};
-use crate::{Action, registry::Registry};
+use crate::{Action, Route, registry::Registry};
 
 /// An answer, now or later.
 pub(crate) enum Reply {
@@ -21,13 +21,19 @@ pub(crate) enum Reply {
 
 impl Reply {
     /// Returns a reply that is complete now. `head`: the request is a `HEAD`.
-    pub(super) fn now(registry: &Registry, caller: Caller, head: bool, answer: Result<Answer, Problem>) -> Self {
+    pub(super) fn now(
+        registry: &Registry,
+        route: Option<&Route>,
+        caller: Caller,
+        head: bool,
+        answer: Result<Answer, Problem>,
+    ) -> Self {
         let mut answer = answer.unwrap_or_else(Problem::into_answer);
         if head {
             // hyper would send the body on HTTP/2, and clients treat that as an error of the connection.
             *answer.body_mut() = Payload::default();
         }
-        Self::Now(Some(Box::new(finish(registry, caller, answer))))
+        Self::Now(Some(Box::new(finish(registry, route, caller, answer))))
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
@@ -69,7 +75,7 @@ impl Target {
     }
 
     pub(super) fn reply(&self, answer: Result<Answer, Problem>) -> Reply {
-        Reply::now(&self.registry, self.caller, self.head, answer)
+        Reply::now(&self.registry, Some(&self.route), self.caller, self.head, answer)
     }
 }
 

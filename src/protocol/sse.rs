@@ -22,7 +22,7 @@ use super::{
     query::Asked,
 };
 use crate::{
-    Error, Outcome, Route,
+    Error, Outcome, OutcomeKind, Route,
     engine::{Extent, MediaType, Offset, Reading, is_json, is_text, is_utf8},
     registry::{Cut, Ended, Outgoing, Wait},
 };
@@ -47,7 +47,7 @@ pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Resul
         Ok(()) => {}
         // An `EventSource` gives up for good at any status but 200. With this it comes back, to another node.
         Err(Error::ShutDown) => {
-            return Ok(begin(Payload::from(Bytes::from(retry(1_000..=5_000))), Outcome::Released, base64));
+            return Ok(begin(Payload::from(Bytes::from(retry(1_000..=5_000))), OutcomeKind::Released, base64));
         }
         Err(error) => return Err(error.into()),
     }
@@ -67,11 +67,11 @@ pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Resul
         begun: false,
         admitted,
     }));
-    Ok(begin(stream, Outcome::Streamed, base64))
+    Ok(begin(stream, OutcomeKind::Streamed, base64))
 }
 
 /// Returns an answer with the head of an event stream.
-fn begin(body: Payload, outcome: Outcome, base64: bool) -> Answer {
+fn begin(body: Payload, outcome: OutcomeKind, base64: bool) -> Answer {
     let mut answer = Response::new(body);
     let map = answer.headers_mut();
     *map = headers::safe();
@@ -82,7 +82,7 @@ fn begin(body: Payload, outcome: Outcome, base64: bool) -> Answer {
     if base64 {
         map.insert(headers::SSE_DATA_ENCODING, HeaderValue::from_static("base64"));
     }
-    answer.extensions_mut().insert(outcome);
+    answer.extensions_mut().insert(Outcome::new(outcome));
     answer
 }
 

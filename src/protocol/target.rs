@@ -43,13 +43,15 @@ impl Target {
     /// Asks whoever decides, about each action. All have to be granted, and on one channel.
     pub(super) async fn ask(mut self, actions: &[Action], parts: Parts) -> Result<Self, Problem> {
         let mut granted: Option<String> = None;
+        let params = self.routes.params(parts.uri.path());
         for &action in actions {
             let ask = match self.route.gate(action) {
                 Gate::Open => continue,
                 Gate::Shut => return Err(Denied::forbidden().into()),
                 Gate::Ask(ask) => ask.clone(),
             };
-            let access = Access::new(self.name.clone(), action, parts.clone());
+            let access = Access::new(self.name.clone(), action, parts.clone())
+                .on_route(self.route.pattern.clone(), params.clone());
             let grant = decide(self.registry.usage(), &*ask, access, self.route.hook_timeout).await?;
             let channel = grant.into_channel().unwrap_or_else(|| self.name.clone());
             if granted.as_ref().is_some_and(|granted| *granted != channel) {

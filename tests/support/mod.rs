@@ -26,7 +26,7 @@ use tokio::{
     time::timeout,
 };
 use tower::{Service, ServiceExt};
-use tower_comet::{CometLayer, Offset, Outcome, Route};
+use tower_comet::{CometLayer, Offset, OutcomeKind, Route};
 use tower_layer::Layer;
 
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -57,7 +57,7 @@ pub struct Seen {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<OutcomeKind>,
 }
 
 impl Seen {
@@ -67,7 +67,7 @@ impl Seen {
     {
         let (parts, body) = response.into_parts();
         let body = body.collect().await.map_err(Into::into)?.to_bytes();
-        let outcome = parts.extensions.get().copied();
+        let outcome = parts.extensions.get::<tower_comet::Outcome>().map(tower_comet::Outcome::kind);
         Ok(Self { status: parts.status, headers: parts.headers, body, outcome })
     }
 

@@ -17,7 +17,7 @@ use tokio::{
     task::{JoinHandle, yield_now},
 };
 use tower::{Service, ServiceExt};
-use tower_comet::{Comet, CometLayer, Outcome, ResponseBody, Route};
+use tower_comet::{Comet, CometLayer, OutcomeKind, ResponseBody, Route};
 use tower_layer::Layer;
 
 /// An application that answers every request with 418.
@@ -46,7 +46,7 @@ pub struct Seen {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<OutcomeKind>,
 }
 
 impl Seen {
@@ -77,7 +77,7 @@ pub async fn open(layer: &CometLayer, request: Request<Full<Bytes>>) -> Response
 pub async fn send(layer: &CometLayer, request: Request<Full<Bytes>>) -> Seen {
     let (parts, body) = open(layer, request).await.into_parts();
     let body = body.collect().await.expect("a complete body").to_bytes();
-    let outcome = parts.extensions.get().copied();
+    let outcome = parts.extensions.get::<tower_comet::Outcome>().map(tower_comet::Outcome::kind);
     Seen { status: parts.status.as_u16(), headers: parts.headers, body, outcome }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{runtime::Runtime, time::sleep};
-use tower_comet::{Comet, Outcome};
+use tower_comet::{Comet, OutcomeKind};
 use tower_comet_minimal::{current_thread, get, layer, multi_thread, send, spawn, within};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ fn time_out(runtime: &Runtime, comet: &Comet) {
             waits.push(tokio::spawn(async move {
                 let began = Instant::now();
                 let seen = send(&layer, get(&format!("/events/{}?timeout=0.4", nth % 7))).await;
-                assert_eq!((seen.status, seen.outcome), (204, Some(Outcome::TimedOut)));
+                assert_eq!((seen.status, seen.outcome), (204, Some(OutcomeKind::TimedOut)));
                 began.elapsed()
             }));
         }

@@ -5,7 +5,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tower_comet::{Comet, CometLayer, Outcome};
+use tower_comet::{Comet, CometLayer, OutcomeKind};
 use tower_comet_minimal::{Seen, get, layer, send, settle, spawn};
 
 /// Parks waits on ten channels. Each returns its response and the instant at which it ended.
@@ -32,13 +32,13 @@ async fn closing_ends_all_waits_at_once_and_refuses_new_ones() {
     comet.close();
     for wait in parked {
         let (seen, _) = wait.await.unwrap();
-        assert_eq!((seen.status, seen.outcome), (204, Some(Outcome::Released)));
+        assert_eq!((seen.status, seen.outcome), (204, Some(OutcomeKind::Released)));
         assert_eq!(seen.header("connection"), Some("close"));
     }
     assert_eq!(stream.await.unwrap().status, 200);
     comet.drained().await;
     let refused = send(&layer, get("/events/news")).await;
-    assert_eq!((refused.status, refused.outcome), (503, Some(Outcome::Refused)));
+    assert_eq!((refused.status, refused.outcome), (503, Some(OutcomeKind::Refused)));
     assert!(refused.header("retry-after").is_some());
     comet.channel("/events/news").publish("new").await.unwrap();
     assert_eq!(send(&layer, get("/events/news?offset=-1")).await.text(), r#"["new"]"#);
@@ -63,7 +63,7 @@ async fn closing_over_a_duration_ends_waits_evenly() {
     let mut tenths = [0; 10];
     for wait in parked {
         let (seen, ended) = wait.await.unwrap();
-        assert_eq!((seen.status, seen.outcome), (204, Some(Outcome::Released)));
+        assert_eq!((seen.status, seen.outcome), (204, Some(OutcomeKind::Released)));
         // The last step is at the very end.
         let tenth = (ended - began).as_millis().saturating_sub(1) * 10 / OVER.as_millis();
         tenths[usize::try_from(tenth).unwrap()] += 1;
@@ -89,8 +89,8 @@ async fn waits_stay_parked_if_close_over_is_dropped_and_time_out_at_their_time()
     for wait in parked {
         let (seen, ended) = wait.await.unwrap();
         match seen.outcome {
-            Some(Outcome::Released) => outcomes[0] += 1,
-            Some(Outcome::TimedOut) => {
+            Some(OutcomeKind::Released) => outcomes[0] += 1,
+            Some(OutcomeKind::TimedOut) => {
                 outcomes[1] += 1;
                 let waited = (ended - began).as_secs_f64();
                 assert!((23.4..=25.01).contains(&waited), "{waited}");

@@ -4,7 +4,7 @@ use http::Response;
 use http_body_util::{BodyExt, Full};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
-use tower_comet::{Comet, Create, Outcome, ResponseBody};
+use tower_comet::{Comet, Create, OutcomeKind, ResponseBody};
 use tower_comet_minimal::{get, layer, open, send, settle, spawn};
 
 const LIVE: &str = "live=long-poll";
@@ -27,7 +27,7 @@ async fn a_long_poll_returns_the_next_message() {
     let tail = news.publish("after").await.unwrap().to_string();
     for wait in waits {
         let seen = wait.await.unwrap();
-        assert_eq!((seen.status, seen.text(), seen.outcome), (200, r#"["after"]"#, Some(Outcome::Delivered)));
+        assert_eq!((seen.status, seen.text(), seen.outcome), (200, r#"["after"]"#, Some(OutcomeKind::Delivered)));
         assert_eq!(seen.header("stream-next-offset"), Some(&*tail));
     }
     assert_eq!((comet.waiters(), began.elapsed()), (0, Duration::ZERO));
@@ -41,7 +41,7 @@ async fn a_long_poll_times_out_with_204_at_its_time() {
         let began = Instant::now();
         let seen = send(&layer, get(&format!("/events/news{query}"))).await;
         let waited = began.elapsed().as_secs_f64();
-        assert_eq!((seen.status, seen.text(), seen.outcome), (204, "", Some(Outcome::TimedOut)), "{query}");
+        assert_eq!((seen.status, seen.text(), seen.outcome), (204, "", Some(OutcomeKind::TimedOut)), "{query}");
         // Up to a sixteenth earlier, at random. A timer of tokio has a resolution of 1 ms.
         assert!(waited >= seconds * 15.0 / 16.0 && waited <= seconds + 0.002, "{query}: {waited}");
     }
