@@ -25,7 +25,7 @@ use std::{fmt, time::Duration};
 /// let response = events.oneshot(request("/events/news?offset=now&live=long-poll&timeout=10")).await?;
 /// let outcome: &Outcome = response.extensions().get().unwrap();
 /// assert_eq!(outcome.as_str(), "timed-out");
-/// assert!(outcome.waited().abs_diff(Duration::from_secs(10)) < Duration::from_millis(10));
+/// assert!(outcome.waited() > Duration::from_secs(9));
 /// # Ok::<(), std::convert::Infallible>(())
 /// # }).unwrap();
 /// ```

@@ -2,7 +2,7 @@
 
 mod support;
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use std::time::Duration;
 use support::{get, send, settle};
 use tokio::time::{advance, timeout};
@@ -193,4 +193,53 @@ fn it_needs_no_runtime() {
             std::thread::yield_now();
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_the_messages_and_counts_as_a_waiter_until_it_is_dropped() {
+    let comet = keeping(2);
+    let numbers = comet.channel("/numbers");
+    let mut stream = numbers.subscribe();
+    assert!(stream.next().now_or_never().is_none());
+    assert_eq!(comet.waiters(), 1, "a stream that was polled waits");
+    let reading = tokio::spawn(async move { (stream.next().await.unwrap().unwrap().json::<i32>().unwrap(), stream) });
+    settle().await;
+    numbers.publish(1).await.unwrap();
+    let (first, mut stream) = reading.await.unwrap();
+    assert_eq!((first, comet.waiters()), (1, 0));
+
+    for n in 2..6 {
+        numbers.publish(n).await.unwrap();
+    }
+    assert!(matches!(stream.next().await, Some(Err(Error::Gone(_)))));
+    numbers.close().await.unwrap();
+    let rest: Vec<i32> = stream.by_ref().map(|message| message.unwrap().json::<i32>().unwrap()).collect().await;
+    assert_eq!(rest, [4, 5]);
+    assert!(stream.next().await.is_none() && stream.is_ended());
+
+    let mut parked = comet.channel("/other").subscribe();
+    assert!(parked.next().now_or_never().is_none());
+    drop(parked);
+    assert_eq!(comet.waiters(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_waits_for_nothing_and_a_dropped_recv_leaves_the_place_as_it_was() {
+    let comet = Comet::new();
+    let numbers = comet.channel("/numbers");
+    let mut reader = numbers.subscribe();
+    for n in 0..3 {
+        assert!(reader.try_recv().unwrap().is_none());
+        assert!(reader.recv().now_or_never().is_none());
+        assert_eq!(comet.waiters(), 0);
+        let end = numbers.append(format!("[{n}, {n}]")).await.unwrap();
+        assert_eq!(reader.try_recv().unwrap().unwrap().json::<i32>().unwrap(), n);
+        assert!(reader.offset() < Some(end), "the rest of the append is still to come");
+        assert_eq!(reader.recv().await.unwrap().unwrap().json::<i32>().unwrap(), n);
+        assert_eq!(reader.offset(), Some(end));
+    }
+    comet.close();
+    assert!(matches!(reader.try_recv(), Err(Error::ShutDown)));
+    assert!(!reader.is_ended());
+    assert_eq!(comet.channel("/x").subscribe_earliest().offset(), None);
 }
