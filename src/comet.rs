@@ -166,6 +166,7 @@ impl Comet {
             cut_responses: usage.cut(),
             hook_timeouts: usage.hook_timeouts(),
             hook_panics: usage.hook_panics(),
+            invalid_grants: usage.invalid_grants(),
             engine_error: self.registry.engine_error().map(|why| why.to_string()),
             lost_appends,
             missing_channels,
@@ -369,6 +370,9 @@ pub struct Stats {
     /// Calls of an [`Authorize`](crate::Authorize) hook, or of the key function of
     /// [`Route::max_waits_per`](crate::Route::max_waits_per), that panicked since the start.
     pub hook_panics: u64,
+    /// Grants of an [`Authorize`](crate::Authorize) hook that named a channel with an invalid name, since the start. Each was
+    /// answered with 500, reason `invalid-grant`: see [`Error::Name`](crate::Error::Name) for what is valid.
+    pub invalid_grants: u64,
     /// Why the logs were last out of reach, or appends refused, in the words of Redis or of the network. It stays after
     /// [`Comet::health`] is well again. `None` with the logs in memory.
     pub engine_error: Option<String>,

@@ -57,14 +57,15 @@ async fn a_hook_that_grants_an_invalid_name_is_the_servers_fault() {
         let name = access.headers().get("grant").and_then(|name| name.to_str().ok()).unwrap_or_default().to_owned();
         ready(Ok::<_, Denied>(Grant::channel(name)))
     });
-    let layer = CometLayer::new(comet).route("/events/{channel}", route);
-    for name in ["", "/tenants//inbox", "/tenants/../inbox"] {
+    let layer = CometLayer::new(comet.clone()).route("/events/{channel}", route);
+    for (nth, name) in ["", "/tenants//inbox", "/tenants/../inbox"].into_iter().enumerate() {
         let mut request = get("/events/a?offset=-1");
         request.headers_mut().insert("grant", name.parse().unwrap());
         let seen = send(&layer, request).await;
         assert_eq!((seen.status.as_u16(), seen.reason().as_str()), (500, "invalid-grant"), "{name:?}");
         assert_eq!(seen.outcome, Some(OutcomeKind::Failed));
         assert!(!seen.text().contains("tenants"), "the name may be a secret: {}", seen.text());
+        assert_eq!(comet.stats().invalid_grants, nth as u64 + 1);
     }
 }
 

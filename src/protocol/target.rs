@@ -57,7 +57,10 @@ impl Target {
             if granted.as_ref().is_some_and(|granted| *granted != channel) {
                 return Err(Denied::forbidden().into());
             }
-            self.registry.check_name(&channel).map_err(|_| Problem::invalid_grant())?;
+            if self.registry.check_name(&channel).is_err() {
+                self.registry.usage().count_invalid_grant();
+                return Err(Problem::invalid_grant());
+            }
             granted = Some(channel);
         }
         self.name = granted.unwrap_or(self.name);

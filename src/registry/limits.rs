@@ -69,6 +69,7 @@ pub(crate) struct Usage {
     timed_out: AtomicU64,
     hook_timeouts: AtomicU64,
     hook_panics: AtomicU64,
+    invalid_grants: AtomicU64,
 }
 
 impl Usage {
@@ -88,6 +89,7 @@ impl Usage {
             timed_out: AtomicU64::new(0),
             hook_timeouts: AtomicU64::new(0),
             hook_panics: AtomicU64::new(0),
+            invalid_grants: AtomicU64::new(0),
         }
     }
 
@@ -145,6 +147,10 @@ impl Usage {
 
     pub(crate) fn hook_panics(&self) -> u64 {
         self.hook_panics.load(Relaxed)
+    }
+
+    pub(crate) fn invalid_grants(&self) -> u64 {
+        self.invalid_grants.load(Relaxed)
     }
 
     pub(super) fn admit_wait(&self, limits: &Limits) -> Result<(), Limit> {
@@ -257,5 +263,9 @@ impl Usage {
 
     pub(crate) fn count_hook_panic(&self) {
         self.hook_panics.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_invalid_grant(&self) {
+        self.invalid_grants.fetch_add(1, Relaxed);
     }
 }
