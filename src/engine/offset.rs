@@ -61,8 +61,8 @@ impl FromStr for Offset {
     type Err = ParseOffsetError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Exactly one text an offset, so that equal places are equal URLs: no sign, no upper case, no
-        // missing zero, all of which `parse` and `from_str_radix` would let pass.
+        // One text for each offset, so that equal offsets are equal URLs: no sign, no upper case, no missing zero, all of
+        // which `parse` and `from_str_radix` accept. The exception is `START`, a second text for the offset zero.
         let parse = || {
             if text == START {
                 return Some(Self::ZERO);

@@ -56,14 +56,7 @@ impl Asked {
 impl ForkAsked {
     fn parse(map: &HeaderMap) -> Result<Option<Self>, Problem> {
         let bad = |detail| Problem::bad_request("fork", detail);
-        let text = |name| {
-            let mut values = map.get_all(name).iter();
-            let value = values.next()?;
-            Some(match values.next() {
-                Some(_) => Err(bad("a fork's header occurs twice")),
-                None => value.to_str().map_err(|_| bad("a fork's header is not ASCII")),
-            })
-        };
+        let text = |name| Some(map.get(name)?.to_str().map_err(|_| bad("a fork's header is not ASCII")));
         let (source, at) = (text(headers::FORKED_FROM).transpose()?, text(headers::FORK_OFFSET).transpose()?);
         let part = text(headers::FORK_SUB_OFFSET).transpose()?;
         let Some(source) = source else {

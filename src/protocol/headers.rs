@@ -139,8 +139,8 @@ pub(super) fn safe() -> HeaderMap {
     map
 }
 
-/// Returns the name of a header that occurs more than once and has one value by its definition: a proxy may have checked the
-/// first of them, and this server would read the other.
+/// Returns the name of a header that occurs more than once and has one value by its definition: this server would read the
+/// first value, and a proxy may have checked another one.
 pub(super) fn repeated(headers: &HeaderMap) -> Option<&HeaderName> {
     if headers.len() == headers.keys_len() {
         return None;

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `read`, `long_poll`, `sse`, `head`, `append`, `create`, `delete` | one operation each |
 //! | `target`, `hook` | what a request is addressed to, and whether it may; running the hook that decides |
+//! | `caller` | what an answer depends on after its request is gone: HTTP/1.1, an `Origin` |
 //! | `client` | how many waits each client has |
 //! | `query`, `lifetime`, `producer`, `receive`, `drain` | what requests say: query, headers, body |
 //! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
