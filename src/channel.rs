@@ -138,8 +138,8 @@ impl Channel {
 
     /// Publishes under a name of its own, so that nothing is there twice: see [`Producer`].
     ///
-    /// The channel remembers the id, which must have 1 to 255 characters of visible ASCII. The epoch must be at most 2^53 - 1.
-    /// Otherwise [`Producer::publish`] returns [`Error::Invalid`](crate::Error::Invalid).
+    /// The channel remembers the id, which must be 1 to 255 printable ASCII characters, without a space at either end. The
+    /// epoch must be at most 2^53 - 1. Otherwise [`Producer::publish`] returns [`Error::Invalid`](crate::Error::Invalid).
     pub fn producer(&self, id: &str, epoch: u64) -> Producer {
         Producer::new(self.clone(), id, epoch)
     }

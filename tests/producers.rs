@@ -192,6 +192,23 @@ async fn a_channel_remembers_so_many_producers_and_forgets_the_most_silent() {
 }
 
 #[tokio::test]
+async fn the_ids_of_producers_are_the_same_over_http_and_in_process() {
+    let comet = comet();
+    let layer = layer(&comet);
+    comet.channel("/s/a").create("application/json").await.unwrap();
+    for (id, valid) in [("a", true), ("till 7", true), ("~", true), ("a\tb", false), ("ä", false)] {
+        let mut request = batch("x", 0, 0, "1");
+        request.headers_mut().insert("producer-id", http::HeaderValue::from_bytes(id.as_bytes()).unwrap());
+        let seen = send(&layer, request).await;
+        assert_eq!(seen.status.as_u16(), if valid { 200 } else { 400 }, "{id:?}: {seen:?}");
+        let published = comet.channel("/s/a").producer(id, 1).publish("1").await;
+        assert_eq!(matches!(published, Err(Error::Invalid(_))), !valid, "{id:?}: {published:?}");
+    }
+    // A header's value has no space at either end by itself.
+    assert!(matches!(comet.channel("/s/a").producer(" a", 1).publish("1").await, Err(Error::Invalid(_))));
+}
+
+#[tokio::test]
 async fn in_process_and_over_http_a_producer_is_the_same() {
     let comet = comet();
     let channel = comet.channel("/s/a");

@@ -13,16 +13,20 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// The longest id, in bytes: the channel keeps it.
+    /// The longest id, in bytes: the channel stores it.
     const ID: usize = 255;
 
     /// The largest integer that every client can count to, and Lua on Redis: 2^53 - 1.
     pub(crate) const MOST: u64 = (1 << 53) - 1;
 
     /// Returns the stamp, or what is wrong with it.
+    ///
+    /// An id is what a header can carry unchanged: HTTP removes spaces and tabs at the ends of a value, and some proxies
+    /// replace a tab within it.
     pub(crate) fn new(id: Arc<str>, epoch: u64, seq: u64) -> Result<Self, &'static str> {
-        if !(1..=Self::ID).contains(&id.len()) || !id.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) {
-            return Err("a producer's id must have 1 to 255 characters of visible ASCII");
+        let printable = id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if !(1..=Self::ID).contains(&id.len()) || !printable || id.starts_with(' ') || id.ends_with(' ') {
+            return Err("a producer's id must be 1 to 255 printable ASCII characters, without a space at either end");
         }
         if epoch > Self::MOST || seq > Self::MOST {
             return Err("a producer's epoch and sequence number must be at most 2^53 - 1");
@@ -135,6 +139,34 @@ mod tests {
 
     fn stamp(id: &str, epoch: u64, seq: u64) -> Stamp {
         Stamp { id: id.into(), epoch, seq }
+    }
+
+    #[test]
+    fn an_id_is_printable_ascii_without_a_space_at_either_end() {
+        let (longest, too_long) = ("x".repeat(255), "x".repeat(256));
+        for (id, valid) in [
+            ("a", true),
+            ("till 7, floor 2", true),
+            ("!~\"\\", true),
+            (&*longest, true),
+            (&*too_long, false),
+            ("", false),
+            (" ", false),
+            (" a", false),
+            ("a ", false),
+            ("a\tb", false),
+            ("\ta", false),
+            ("a\n", false),
+            ("a\0b", false),
+            ("a\x7f", false),
+            ("é", false),
+        ] {
+            assert_eq!(Stamp::new(id.into(), 0, 0).is_ok(), valid, "{id:?}");
+        }
+        assert!(Stamp::new("a".into(), Stamp::MOST, Stamp::MOST).is_ok());
+        assert!(
+            Stamp::new("a".into(), Stamp::MOST + 1, 0).is_err() && Stamp::new("a".into(), 0, Stamp::MOST + 1).is_err()
+        );
     }
 
     #[test]
