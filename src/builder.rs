@@ -185,8 +185,8 @@ impl CometBuilder {
         self
     }
 
-    /// The producers that a channel remembers, those that appended last. Default 256. One that is forgotten is told of a
-    /// [gap](crate::Error::Gap) when it comes back.
+    /// Sets the number of producers that a channel remembers: those that appended last. Default 256. The next message of
+    /// one that was evicted is refused, with 403 or [`Error::UnknownProducer`](crate::Error::UnknownProducer).
     pub fn max_producers(mut self, producers: usize) -> Self {
         self.limits.producers = producers.max(1);
         self

@@ -70,6 +70,14 @@ pub enum Error {
         /// The number that was sent.
         received: u64,
     },
+    /// The channel does not know the producer, and may have forgotten it: it was one of more than
+    /// [`max_producers`](crate::CometBuilder::max_producers), the channel was deleted or has expired and was created
+    /// anew, or the log was lost. So earlier messages of the producer may be missing. Compare what the channel holds with
+    /// what was sent, then begin at 0 in a higher epoch, with [`Channel::producer`](crate::Channel::producer).
+    UnknownProducer {
+        /// The epoch of the message that was refused.
+        epoch: u64,
+    },
     /// A new epoch of a producer begins at 0.
     Epoch,
     /// The place to fork at is not there.
@@ -123,6 +131,10 @@ impl fmt::Display for Error {
             Self::Gap { expected, received } => {
                 write!(f, "the producer's message {expected} is missing before {received}")
             }
+            Self::UnknownProducer { epoch } => write!(
+                f,
+                "the channel does not know the producer, and may have forgotten it: check which messages are there, then begin at 0 in an epoch above {epoch}"
+            ),
             Self::Epoch => f.write_str("a producer's new epoch begins at 0"),
             Self::ForkOffset => f.write_str("the place to fork at is not there"),
             Self::Unknown => f.write_str("there is no such channel"),

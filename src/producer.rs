@@ -48,8 +48,9 @@ impl Producer {
     /// # Errors
     ///
     /// As for [`Channel::publish`]; [`Error::Invalid`] if the id or the epoch is invalid: see [`Channel::producer`];
-    /// [`Error::Fenced`] if a later epoch has taken over, [`Error::Gap`] if the channel does not
-    /// remember the messages before this one: it was made anew, or too many others have published since.
+    /// [`Error::Fenced`] if a later epoch has taken over; [`Error::UnknownProducer`] if the channel does not know the
+    /// producer any more, because it was created anew or too many others have published since; on Redis, [`Error::Gap`] if
+    /// the channel has lost the latest messages of the producer.
     ///
     /// On Redis also [`Error::Unreachable`], [`Error::Engine`], [`Error::Layout`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
     /// until this resolves: it is there once. Another value in its place would be taken for it, and be lost if it was made.

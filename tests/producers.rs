@@ -8,7 +8,7 @@ use http_body_util::Full;
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use support::{Client, Server, Teapot, ask, get, open_to_all, send};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet, time::sleep};
-use tower_comet::{Comet, CometLayer, Create, Error, Limit, Retention};
+use tower_comet::{Comet, CometLayer, Create, Error, Limit, Retention, Route};
 use tower_layer::Layer;
 
 fn comet() -> Comet {
@@ -178,7 +178,8 @@ async fn a_channel_remembers_so_many_producers_and_forgets_the_most_silent() {
     assert_eq!(tell("a", 1).await, 200);
     assert_eq!(tell("d", 0).await, 200, "b is forgotten");
     assert_eq!((tell("a", 2).await, tell("c", 1).await), (200, 200));
-    assert_eq!(tell("b", 1).await, 409, "a gap, not a message that is there twice");
+    assert_eq!(tell("b", 1).await, 403, "not a message that is there twice");
+    assert_eq!(tell("a", 4).await, 409, "a producer that is known, and has left out a message");
 
     // However many come, and however long their names, there is a bound to what is kept of them.
     for nth in 0..1_000 {
@@ -189,6 +190,57 @@ async fn a_channel_remembers_so_many_producers_and_forgets_the_most_silent() {
     assert!(producers <= 3 * (255 + 64), "{producers} bytes");
     channel.delete().await.unwrap();
     assert_eq!((comet.stats().channels, comet.stats().history_bytes), (0, 0));
+}
+
+/// The protocol's 409 is for a stream that has every message of a producer. A client waits for its earlier messages to be
+/// acknowledged, and sends the same message again: for ever, if they were acknowledged long ago.
+#[tokio::test]
+async fn an_unknown_producer_is_refused_for_good_where_it_may_have_been_known_before() {
+    let comet = Comet::builder().max_producers(2).retention(Retention::unbounded()).build();
+    let appended = Route::new().read_by_anyone().append_by_anyone();
+    let layer = layer(&comet).route("/appended/{name}", appended);
+    let post = async |path: &str, id: &str, epoch: u64, seq: u64| {
+        let (epoch, seq) = (epoch.to_string(), seq.to_string());
+        let stamp = [("producer-id", id), ("producer-epoch", &*epoch), ("producer-seq", &*seq)];
+        let headers: Vec<_> = stamp.into_iter().chain([("content-type", "application/json")]).collect();
+        let seen = send(&layer, ask(&format!("POST {path}"), &headers, "1".to_owned())).await;
+        let header = |name: &str| seen.header(name).map(str::to_owned);
+        let reason = if seen.status.is_success() { String::new() } else { seen.reason() };
+        (seen.status.as_u16(), reason, header("producer-epoch"), header("producer-expected-seq"))
+    };
+    let unknown = |epoch: &str| (403, "unknown-producer".to_owned(), Some(epoch.to_owned()), None);
+    let gap = |expected: &str| (409, "gap".to_owned(), None, Some(expected.to_owned()));
+    let json = [("content-type", "application/json")];
+    let put = async |path: &str| send(&layer, ask(&format!("PUT {path}"), &json, String::new())).await.status.as_u16();
+
+    // A strict channel that is new has forgotten nothing.
+    assert_eq!(put("/s/new").await, 201);
+    assert_eq!(post("/s/new", "a", 3, 1).await, gap("0"));
+    assert_eq!(post("/s/new", "a", 3, 0).await.0, 200);
+    assert_eq!(post("/s/new", "b", 0, 1).await, gap("0"), "also if it knows others");
+    // It has had as many producers as it remembers, and one more.
+    assert_eq!((post("/s/new", "b", 0, 0).await.0, post("/s/new", "c", 0, 0).await.0), (200, 200));
+    assert_eq!(post("/s/new", "a", 3, 1).await, unknown("3"), "a was evicted");
+    assert_eq!(post("/s/new", "d", 0, 7).await, unknown("0"), "d cannot be told from one that was evicted");
+    assert_eq!(post("/s/new", "c", 0, 2).await, gap("1"), "c is known");
+    assert_eq!(post("/s/new", "a", 4, 0).await.0, 200, "a begins anew");
+
+    // A strict channel of a name that has ended may have had them all.
+    assert_eq!(send(&layer, ask("DELETE /s/new", &[], String::new())).await.status, 204);
+    assert_eq!(post("/s/new", "a", 4, 1).await.0, 404);
+    assert_eq!(put("/s/new").await, 201);
+    assert_eq!(post("/s/new", "a", 4, 1).await, unknown("4"));
+    assert_eq!((post("/s/new", "a", 4, 0).await.0, post("/s/new", "a", 4, 2).await), (200, gap("1")));
+    assert_eq!(put("/s/other").await, 201);
+    assert_eq!(post("/s/other", "a", 4, 1).await, gap("0"), "another name");
+
+    // So may a channel that appends create; what is refused does not create it.
+    assert_eq!(post("/appended/a", "a", 2, 1).await, unknown("2"));
+    assert!(!comet.channels().any(|channel| channel.name() == "/appended/a"));
+    assert_eq!((post("/appended/a", "a", 2, 0).await.0, post("/appended/a", "a", 2, 2).await), (200, gap("1")));
+    assert_eq!(post("/appended/a", "b", 0, 1).await, unknown("0"));
+    assert_eq!(post("/appended/a", "a", 1, 9).await.1, "fenced");
+    assert_eq!(post("/appended/a", "a", 3, 9).await.1, "epoch");
 }
 
 #[tokio::test]
@@ -228,7 +280,9 @@ async fn in_process_and_over_http_a_producer_is_the_same() {
     assert_eq!(send(&layer, get("/s/a")).await.text(), r#"["one","two","three","four"]"#);
 
     channel.delete().await.unwrap();
-    assert!(matches!(next.publish("five").await, Err(Error::Gap { expected: 0, received: 1 })), "it was made anew");
+    let refused = next.publish("five").await;
+    assert!(matches!(refused, Err(Error::UnknownProducer { epoch: 2 })), "it was created anew: {refused:?}");
+    channel.producer("p", 3).publish("five").await.unwrap();
 }
 
 #[tokio::test]

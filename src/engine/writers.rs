@@ -57,6 +57,8 @@ pub(crate) struct Writers {
     closed_by: Option<Stamp>,
     /// The bytes of the ids of `producers`.
     ids: usize,
+    /// A producer was evicted, so a producer that is unknown now may have been known before.
+    evicted: bool,
 }
 
 /// What a producer costs beside its id.
@@ -81,10 +83,13 @@ impl Writers {
         self.last_seq = Some(seq.into());
     }
 
-    pub(crate) fn admit(&self, stamp: &Stamp) -> Result<Admission, Error> {
+    /// Compares a stamp with the last one of its producer. For an unknown producer that does not begin at 0,
+    /// `may_be_lost` tells whether the channel may have lost what it knew for another reason than an eviction.
+    pub(crate) fn admit(&self, stamp: &Stamp, may_be_lost: impl FnOnce() -> bool) -> Result<Admission, Error> {
         let Some(known) = self.producers.get(&stamp.id) else {
             return match stamp.seq {
                 0 => Ok(Admission::Accept),
+                _ if self.evicted || may_be_lost() => Err(Error::UnknownProducer { epoch: stamp.epoch }),
                 received => Err(Error::Gap { expected: 0, received }),
             };
         };
@@ -111,6 +116,7 @@ impl Writers {
             if let Some(silent) = silent.map(|(id, _)| id.clone()) {
                 self.ids -= silent.len();
                 self.producers.remove(&silent);
+                self.evicted = true;
             }
         }
         let producer = Producer { epoch: stamp.epoch, seq: stamp.seq, heard: self.clock };
@@ -172,16 +178,29 @@ mod tests {
     #[test]
     fn a_producer_is_accepted_once_a_number_and_in_order() {
         let mut writers = Writers::default();
-        assert!(matches!(writers.admit(&stamp("a", 3, 1)), Err(Error::Gap { expected: 0, received: 1 })));
+        let admit = |writers: &Writers, stamp| writers.admit(&stamp, || false);
+        assert!(matches!(admit(&writers, stamp("a", 3, 1)), Err(Error::Gap { expected: 0, received: 1 })));
         for (epoch, seq) in [(3, 0), (3, 1), (5, 0)] {
-            assert_eq!(writers.admit(&stamp("a", epoch, seq)).ok(), Some(Admission::Accept));
+            assert_eq!(admit(&writers, stamp("a", epoch, seq)).ok(), Some(Admission::Accept));
             writers.note(&stamp("a", epoch, seq), 10);
         }
-        assert!(matches!(writers.admit(&stamp("a", 4, 9)), Err(Error::Fenced { epoch: 5 })));
-        assert!(matches!(writers.admit(&stamp("a", 6, 1)), Err(Error::Epoch)));
-        assert!(matches!(writers.admit(&stamp("a", 5, 2)), Err(Error::Gap { expected: 1, received: 2 })));
-        assert_eq!(writers.admit(&stamp("a", 5, 0)).ok(), Some(Admission::Duplicate { epoch: 5, seq: 0 }));
-        assert_eq!(writers.admit(&stamp("b", 0, 0)).ok(), Some(Admission::Accept), "another producer");
+        assert!(matches!(admit(&writers, stamp("a", 4, 9)), Err(Error::Fenced { epoch: 5 })));
+        assert!(matches!(admit(&writers, stamp("a", 6, 1)), Err(Error::Epoch)));
+        assert!(matches!(admit(&writers, stamp("a", 5, 2)), Err(Error::Gap { expected: 1, received: 2 })));
+        assert_eq!(admit(&writers, stamp("a", 5, 0)).ok(), Some(Admission::Duplicate { epoch: 5, seq: 0 }));
+        assert_eq!(admit(&writers, stamp("b", 0, 0)).ok(), Some(Admission::Accept), "another producer");
+    }
+
+    #[test]
+    fn only_an_unknown_producer_is_refused_because_the_channel_may_have_lost_it() {
+        let mut writers = Writers::default();
+        writers.note(&stamp("a", 3, 0), 10);
+        let admit = |id, epoch, seq| writers.admit(&stamp(id, epoch, seq), || true);
+        assert!(matches!(admit("b", 7, 1), Err(Error::UnknownProducer { epoch: 7 })), "with its own epoch");
+        assert_eq!(admit("b", 7, 0).ok(), Some(Admission::Accept));
+        assert!(matches!(admit("a", 3, 2), Err(Error::Gap { expected: 1, received: 2 })));
+        assert!(matches!(admit("a", 2, 9), Err(Error::Fenced { epoch: 3 })));
+        assert!(matches!(admit("a", 4, 1), Err(Error::Epoch)));
     }
 
     #[test]
@@ -192,8 +211,10 @@ mod tests {
         }
         writers.note(&stamp("a", 0, 1), 3);
         writers.note(&stamp("d", 0, 0), 3);
-        assert!(matches!(writers.admit(&stamp("b", 0, 1)), Err(Error::Gap { expected: 0, .. })), "b is forgotten");
-        assert_eq!(writers.admit(&stamp("a", 0, 2)).ok(), Some(Admission::Accept), "a is not");
+        let admit = |id, seq| writers.admit(&stamp(id, 0, seq), || false);
+        assert!(matches!(admit("b", 1), Err(Error::UnknownProducer { epoch: 0 })), "b is forgotten");
+        assert_eq!(admit("a", 2).ok(), Some(Admission::Accept), "a is not");
+        assert!(matches!(admit("a", 3), Err(Error::Gap { expected: 2, received: 3 })));
         assert_eq!((writers.producers.len(), writers.cost()), (3, 3 + 3 * PRODUCER_COST));
     }
 

@@ -253,6 +253,9 @@ impl From<Error> for Problem {
             Error::Gap { expected, received } => Self::new(StatusCode::CONFLICT, "gap", detail)
                 .with(headers::PRODUCER_EXPECTED_SEQ, headers::ascii(expected))
                 .with(headers::PRODUCER_RECEIVED_SEQ, headers::ascii(received)),
+            // Not 409: producers wait for their earlier messages, and then send this one again for ever.
+            Error::UnknownProducer { epoch } => Self::new(StatusCode::FORBIDDEN, "unknown-producer", detail)
+                .with(headers::PRODUCER_EPOCH, headers::ascii(epoch)),
             Error::Epoch => Self::bad_request("epoch", detail),
             Error::ForkOffset => Self::bad_request("fork-offset", detail),
             Error::Unknown => Self::not_found(),

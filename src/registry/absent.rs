@@ -82,6 +82,11 @@ impl Endings {
         recent.numbers.get(&name).copied().unwrap_or(recent.forgotten)
     }
 
+    /// Returns whether an ending of this name is among those that are remembered.
+    pub(super) fn is_remembered(&self, name: u64) -> bool {
+        self.last.load(Acquire) > 0 && self.recent.lock().numbers.contains_key(&name)
+    }
+
     /// Returns whether an offset is an absent tail of this name that was returned after the ending numbered `since`:
     /// see [`since`](Self::since).
     pub(super) fn is_tail(&self, offset: Offset, name: u64, since: u64) -> bool {

@@ -45,6 +45,8 @@ impl Registry {
         if kept.log.is_closed() {
             return repeated(&kept.log, append);
         }
+        // A channel that appends create may have existed before, as may one of a name that has ended.
+        let may_be_lost = || append.create.is_some() || self.endings.is_remembered(self.map.hash(entry.name()));
         if let Some(batch) = &append.batch {
             let typed = append.content_type.is_none_or(|said| same_type(said, kept.log.content_type()));
             if !typed || !kept.log.takes(batch) {
@@ -52,7 +54,7 @@ impl Registry {
             }
         }
         if let Some(stamp) = append.stamp {
-            if let Admission::Duplicate { epoch, seq } = admit(&kept.log, stamp)? {
+            if let Admission::Duplicate { epoch, seq } = admit(&kept.log, stamp, may_be_lost)? {
                 let (tail, accepted) = (kept.log.tail(), Some((epoch, seq)));
                 return Ok(Appended { tail, closed: false, accepted, duplicate: true });
             }
@@ -178,7 +180,7 @@ fn repeated(log: &Log, append: &Append<'_>) -> Result<Appended, Error> {
             done(Some((stamp.epoch, stamp.seq)), true)
         }
         // A producer that was fenced off is told that first: it has to stop, not to find another stream.
-        Some(stamp) => match admit(log, stamp) {
+        Some(stamp) => match admit(log, stamp, || false) {
             Err(fenced @ Error::Fenced { .. }) => Err(fenced),
             _ => Err(Error::Closed),
         },
@@ -186,6 +188,9 @@ fn repeated(log: &Log, append: &Append<'_>) -> Result<Appended, Error> {
     }
 }
 
-fn admit(log: &Log, stamp: &Stamp) -> Result<Admission, Error> {
-    log.writers().map_or_else(|| Writers::default().admit(stamp), |writers| writers.admit(stamp))
+fn admit(log: &Log, stamp: &Stamp, may_be_lost: impl FnOnce() -> bool) -> Result<Admission, Error> {
+    match log.writers() {
+        Some(writers) => writers.admit(stamp, may_be_lost),
+        None => Writers::default().admit(stamp, may_be_lost),
+    }
 }

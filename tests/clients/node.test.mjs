@@ -131,6 +131,71 @@ test("a batch that is sent again is not there twice", limit, async () => {
   assert.deepEqual(await server.messages("twice"), ["a", "b"]);
 });
 
+/** A producer's errors, by what tells them apart, and how often it has asked. */
+function counted() {
+  const seen = { errors: [], posts: 0 };
+  const onError = (error) => seen.errors.push(error.status ?? error.name);
+  const counting = (...request) => {
+    // A producer that never stops is to fail the test, not to keep it from ending.
+    if (++seen.posts > 500) throw new Error("it never stops");
+    return fetch(...request);
+  };
+  return { seen, onError, counting };
+}
+
+async function append(producer, ...messages) {
+  for (const message of messages) {
+    producer.append(JSON.stringify(message));
+    await producer.flush().catch(() => {});
+  }
+}
+
+test("a producer is told once that its stream was deleted and created again", limit, async () => {
+  await server.create("again");
+  const { seen, onError, counting } = counted();
+  const handle = new DurableStream({ url: server.at("again"), contentType: "application/json" });
+  const producer = new IdempotentProducer(handle, "stock", { fetch: counting, onError });
+  await append(producer, "a", "b");
+  await fetch(server.at("again"), { method: "DELETE" });
+  await server.create("again");
+  await append(producer, "c");
+  assert.deepEqual(seen, { errors: ["StaleEpochError"], posts: 3 });
+  await producer.restart();
+  await append(producer, "c", "d");
+  assert.deepEqual(seen, { errors: ["StaleEpochError"], posts: 5 });
+  assert.deepEqual(await server.messages("again"), ["c", "d"]);
+});
+
+test("a producer of which the server has forgotten everything is told so once", limit, async () => {
+  const mine = await Server.start();
+  await mine.create("forgotten");
+  const { seen, onError } = counted();
+  const producer = produce(mine.at("forgotten"), "one", onError);
+  await append(producer, "a", "b");
+  await mine.kill();
+  await mine.start();
+  // The server cannot know that there was a stream of this name.
+  await mine.create("forgotten");
+  await append(producer, "c");
+  assert.deepEqual(seen.errors, [400]);
+  await producer.restart();
+  await append(producer, "c");
+  assert.deepEqual(seen.errors, [400]);
+  assert.deepEqual(await mine.messages("forgotten"), ["c"]);
+  await mine.kill();
+});
+
+test("a producer is told once that its stream was closed", limit, async () => {
+  await server.create("ended");
+  const { seen, onError } = counted();
+  const producer = produce(server.at("ended"), "one", onError);
+  await append(producer, "a", "b");
+  await server.close("ended");
+  await append(producer, "c");
+  assert.deepEqual(seen.errors, [400]);
+  assert.deepEqual(await server.messages("ended"), ["a", "b"]);
+});
+
 test("of two producers of one name the later has the stream", limit, async () => {
   await server.create("fenced");
   const handle = new DurableStream({ url: server.at("fenced"), contentType: "application/json" });

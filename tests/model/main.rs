@@ -353,6 +353,7 @@ fn the_server_answers_as_a_map_of_vectors_would() {
         "Post 400 empty",
         "Post 400 epoch",
         "Post 403 fenced",
+        "Post 403 unknown-producer",
         "Post 404 not-found",
         "Post 409 closed",
         "Post 409 content-type",

@@ -1,6 +1,6 @@
 //! What a server of Durable Streams should be, the simple way: a map of vectors. Nothing here waits, shares or forgets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A place in a stream: after so many appends, the last of which was made to that log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,6 +111,8 @@ struct Stream {
 #[derive(Default, Debug)]
 pub(super) struct Server {
     streams: BTreeMap<&'static str, Stream>,
+    /// The names of streams that have ended with something in them, or closed.
+    ended: BTreeSet<&'static str>,
     logs: usize,
     now: u64,
 }
@@ -132,7 +134,7 @@ impl Server {
         match request {
             Request::Put { .. } => unreachable!("above"),
             Request::Post { kind, content, close, seq, stamp } => {
-                let answer = stream.post(*kind, content, *close, *seq, *stamp);
+                let answer = stream.post(*kind, content, *close, *seq, *stamp, self.ended.contains(name));
                 if answer.reason.is_none() {
                     stream.touched = self.now;
                 }
@@ -235,7 +237,10 @@ impl Server {
             let forked = self.streams.values().any(|fork| fork.fork.as_ref().is_some_and(|(_, of)| *of == stream.log));
             (stream.buried && !forked).then_some(*name)
         }) {
-            self.streams.remove(name);
+            let stream = self.streams.remove(name).expect("it is there");
+            if !stream.appends.is_empty() || stream.closed {
+                self.ended.insert(name);
+            }
         }
     }
 
@@ -270,6 +275,7 @@ impl Stream {
         close: bool,
         seq: Option<&'static str>,
         stamp: Option<Stamp>,
+        ended: bool,
     ) -> Answer {
         let producer = stamp.map(|stamp| (stamp, self.producers.get(stamp.id).copied()));
         if self.closed {
@@ -295,6 +301,7 @@ impl Stream {
             Some((stamp, Some((epoch, last)))) if stamp.epoch == epoch && stamp.seq > last + 1 => {
                 return refused(409, "gap");
             }
+            Some((stamp, None)) if stamp.seq != 0 && ended => return refused(403, "unknown-producer"),
             Some((stamp, None)) if stamp.seq != 0 => return refused(409, "gap"),
             _ => {}
         }

@@ -38,6 +38,11 @@ local function append(nth)
     if id == '' then return 'accept' end
     if not known then
       if number == 0 then return 'accept' end
+      -- A channel that appends create may have existed before. One that was created may have forgotten producers, or have had one
+      -- of its name before it, whose producers it does not know.
+      if create ~= '' or had_predecessor(it) or redis.call('HGET', meta, 'forgot') then
+        return 'unknown-producer', { 'unknown-producer', text(epoch) }
+      end
       return 'gap', { 'gap', '0', text(number) }
     end
     if epoch < last_epoch then return 'fenced', { 'fenced', text(last_epoch) } end
@@ -118,6 +123,7 @@ local function append(nth)
       if silent then
         write('HDEL', meta, silent)
         write('HINCRBY', meta, 'producers', -1)
+        write('HSET', meta, 'forgot', '1')
       end
     end
     write('HSET', meta, 'p:' .. id, table.concat({ text(epoch), text(number), text(heard) }, ' '))

@@ -81,6 +81,12 @@ local function is_origin(low, of)
   return low == of or (this < 4294967296 and that < 4294967296 and math.abs(this - that) <= 1)
 end
 
+-- Whether a channel of that name has ended before this one was created, as far as `origin` could tell. A count of half spans is
+-- smaller than any fingerprint of a log.
+local function had_predecessor(it)
+  return tonumber(it.born) >= 4294967296
+end
+
 -- Remembers that there was a channel: for so long after it may be gone.
 local function remember(it, lives)
   write('SET', was_of(it.meta), fingerprint(it.tag, 0), 'PX', text(lives + SPAN))

@@ -4,7 +4,8 @@
 --
 -- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
 -- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, the ids of the last
--- broadcasts, and where a fork comes from.
+-- broadcasts, and where a fork comes from. `forgot` exists if the channel may have forgotten a producer. A version without this field
+-- ignores it, and refuses an unknown producer with a gap, so the field has not changed the layout's number.
 --
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 --

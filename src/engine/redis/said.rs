@@ -115,6 +115,7 @@ pub(super) fn appended(said: Value) -> Result<Appended, Error> {
         "type" => Error::ContentType { holds: said.text()? },
         "fenced" => Error::Fenced { epoch: said.number()? },
         "gap" => Error::Gap { expected: said.number()?, received: said.number()? },
+        "unknown-producer" => Error::UnknownProducer { epoch: said.number()? },
         "epoch" => Error::Epoch,
         "sequence" => Error::Sequence,
         word => said.failure(word),

@@ -5,6 +5,13 @@ local function tag_of(low)
   return math.floor(tonumber(low) / 4294967296)
 end
 
+-- What was lost with the append may have been a producer: see `append.lua`. Redis may refuse the write, which changes nothing of the
+-- answer.
+local function lost(meta)
+  redis.pcall('HSET', meta, 'forgot', '1')
+  return 'lost'
+end
+
 local function fate(meta, position, low)
   local tag = tag_of(low)
   local is = redis.call('HGET', meta, 'is')
@@ -18,11 +25,11 @@ local function fate(meta, position, low)
     return ended and 'ended' or 'missing'
   end
   -- The newest append is trimmed by age only, and nobody asks for one that old: the log was evicted.
-  if tonumber(position) == it.tail and redis.call('EXISTS', it.log) == 0 then return 'lost' end
+  if tonumber(position) == it.tail and redis.call('EXISTS', it.log) == 0 then return lost(meta) end
   local at, reason = locate(it, 'after', position, low)
   if at or reason == 'trimmed' then return 'kept' end
   -- The absent tail before a channel existed has the tag of the log before it, if that was deleted or had a lifetime.
-  return it.tag ~= tag and tag_of(it.born) == tag and 'ended' or 'lost'
+  return it.tag ~= tag and tag_of(it.born) == tag and 'ended' or lost(meta)
 end
 
 local fates = {}

@@ -51,7 +51,8 @@ impl Node {
                 .close_by_anyone()
                 .delete_by_anyone()
         };
-        let layer = CometLayer::new(comet.clone()).route("/c/{channel}", open());
+        let strict = Route::strict().read_by_anyone().create_by_anyone().append_by_anyone().delete_by_anyone();
+        let layer = CometLayer::new(comet.clone()).route("/c/{channel}", open()).route("/s/{channel}", strict);
         Self { comet, layer }
     }
 
