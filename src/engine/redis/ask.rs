@@ -11,9 +11,9 @@ use super::{
     Redis,
     call::{Call, content, fingerprint, pack_fork, place, text},
     link::Kind,
+    queue::Wish,
     said::{Said, entry, parse_id, strange},
     scripts::{Script, millis},
-    together::Wish,
 };
 use crate::{
     Error, Gone, Offset,

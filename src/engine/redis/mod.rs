@@ -5,7 +5,7 @@
 //! | `*.lua` | what is done to a channel, in one step each |
 //! | `ask` | what is asked of Redis: one script each |
 //! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
-//! | `together` | appends that are under way at the same time |
+//! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
 //! | `link` | the connection for commands, and what its errors mean |
 //! | `feed` | the connection that hears what is published |
 
@@ -13,6 +13,7 @@ mod ask;
 mod call;
 mod feed;
 mod link;
+mod queue;
 mod said;
 mod scripts;
 mod together;
