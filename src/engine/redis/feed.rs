@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::{task::unconstrained, time::timeout};
 
-use super::{Keys, Link, link::cause};
+use super::{Keys, Link, errors::cause};
 use crate::{
     Error, Offset,
     engine::{Announcement, Answer, Batch, Feed, Notice},

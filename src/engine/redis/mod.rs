@@ -6,11 +6,13 @@
 //! | `ask` | what is asked of Redis: one script each |
 //! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
 //! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
-//! | `link` | the connection for commands, and what its errors mean |
+//! | `link` | the connection for commands |
+//! | `errors` | what errors of Redis and of its client mean |
 //! | `feed` | the connection that hears what is published |
 
 mod ask;
 mod call;
+mod errors;
 mod feed;
 mod link;
 mod queue;
@@ -30,9 +32,9 @@ use super::{
 };
 use crate::{Error, faults::Faults};
 use call::Call;
+pub use errors::RedisError;
 pub(crate) use link::Credentials;
 use link::Link;
-pub use link::RedisError;
 use scripts::Scripts;
 use together::Together;
 

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use redis::{FromRedisValue, Value};
 
-use super::{link::Kind, scripts::LAYOUT};
+use super::{errors::refused, link::Kind, scripts::LAYOUT};
 use crate::{
-    Error, Gone, Limit, Offset,
+    Error, Gone, Offset,
     engine::{Appended, PageEntry, Reason},
 };
 
@@ -146,21 +146,10 @@ pub(super) fn strange(kind: Kind) -> Error {
     }
 }
 
-/// The error for an operation that Redis refused, in Redis's own words, before anything was changed.
-pub(super) fn refused(text: &str) -> Error {
-    if has_code(text, "OOM") { Error::Full(Limit::History) } else { Error::Engine(text.into()) }
-}
-
-/// Whether the text of an error has this code: at its beginning; after `ERR`, if a script has raised the error again; or further on and
-/// with a dash, if a script has raised it before Redis 7.
-pub(super) fn has_code(text: &str, code: &str) -> bool {
-    let mut words = text.strip_prefix("ERR ").unwrap_or(text).split_ascii_whitespace();
-    words.next() == Some(code) || text.contains(&format!("-{code} "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Limit;
 
     fn list(items: &[&str]) -> Value {
         Value::Array(items.iter().map(|item| Value::BulkString(item.as_bytes().to_vec())).collect())
