@@ -15,6 +15,9 @@ use crate::{Error, engine::Appended};
 const MOST: usize = 32;
 const MOST_BYTES: usize = 256 * 1024;
 
+/// How many queued and parked appends one poll examines: each is added to a call, parked, or found to be cancelled.
+pub(super) const EXAMINED: usize = 1_024;
+
 /// One append, as the script wants it.
 pub(super) struct Wish {
     pub(super) keys: [String; 2],
@@ -92,16 +95,18 @@ impl Waiting {
         self.held = Some((self.calls, channel.to_owned()));
     }
 
-    /// Begins the call of the next appends.
-    pub(super) fn take(&mut self, cancelled: &mut Vec<(Wish, Outcome)>) -> Option<Batch> {
+    /// Begins the call of the next appends. Examines at most `left` appends, and subtracts those that it has examined. If it
+    /// returns `None` and none are left, there may be more to send.
+    pub(super) fn take(&mut self, left: &mut usize, cancelled: &mut Vec<(Wish, Outcome)>) -> Option<Batch> {
         self.calls += 1;
         let mut batch = Batch { number: self.calls, ..Batch::default() };
         // Ready channels first: their parked appends are older than the queued ones of the same channel.
-        while !batch.full {
+        while !batch.full && *left > 0 {
             let Some(channel) = self.ready.pop_front() else { break };
             let Some(busy) = self.busy.get_mut(&channel) else { continue };
-            while !batch.full {
+            while !batch.full && *left > 0 {
                 let Some(append) = busy.parked.pop_front() else { break };
+                *left -= 1;
                 if append.1.is_closed() {
                     cancelled.push(append);
                     continue;
@@ -119,8 +124,9 @@ impl Waiting {
                 }
             }
         }
-        while !batch.full {
+        while !batch.full && *left > 0 {
             let Some(append) = self.queue.pop_front() else { break };
+            *left -= 1;
             if append.1.is_closed() {
                 cancelled.push(append);
                 continue;
@@ -185,7 +191,7 @@ mod tests {
     }
 
     fn take(waiting: &mut Waiting) -> Option<(u64, String)> {
-        let batch = waiting.take(&mut Vec::new())?;
+        let batch = waiting.take(&mut { EXAMINED }, &mut Vec::new())?;
         Some((batch.number, batch.wishes.iter().map(|wish| &*wish.keys[0]).collect()))
     }
 
@@ -263,5 +269,33 @@ mod tests {
         // It returns later, and does not release the call that has overtaken it.
         assert!(!waiting.release_held());
         assert!(waiting.busy.contains_key("a"));
+    }
+    #[test]
+    fn what_has_not_been_examined_yet_keeps_its_place() {
+        let mut waiting = Waiting::default();
+        let mut made = queue(&mut waiting, "a", 1);
+        let first = take(&mut waiting).expect("a batch");
+        made.extend(queue(&mut waiting, "aabaca", 1));
+        let take_of = |waiting: &mut Waiting, mut left| {
+            let batch = waiting.take(&mut left, &mut Vec::new());
+            (batch.map(|batch| (batch.number, batch.wishes.iter().map(|wish| &*wish.keys[0]).collect())), left)
+        };
+        assert_eq!(take_of(&mut waiting, 2), (None, 0), "two are parked");
+        assert_eq!((waiting.queue.len(), waiting.busy["a"].parked.len()), (4, 2));
+        release(&mut waiting, first);
+        // Those that are parked go before those that are still queued, also if the former are not examined at once.
+        let (second, left) = take_of(&mut waiting, 1);
+        let second: (u64, String) = second.expect("a batch");
+        assert_eq!((&*second.1, left), ("a", 0));
+        let (third, _) = take_of(&mut waiting, EXAMINED);
+        let third: (u64, String) = third.expect("a batch");
+        assert_eq!(third.1, "bc");
+        release(&mut waiting, second);
+        let fourth = take(&mut waiting).expect("a batch");
+        assert_eq!(fourth.1, "aaa");
+        for batch in [third, fourth] {
+            release(&mut waiting, batch);
+        }
+        assert!(waiting.busy.is_empty() && waiting.ready.is_empty());
     }
 }

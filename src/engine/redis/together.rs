@@ -27,7 +27,7 @@ use super::{
     Link,
     call::Call,
     link::Kind,
-    queue::{Batch, Outcome, Waiting, Wish},
+    queue::{Batch, EXAMINED, Outcome, Waiting, Wish},
     said::{Said, appended},
     scripts::Script,
 };
@@ -84,11 +84,12 @@ impl Together {
         Turn::Together(made)
     }
 
-    /// Takes the next appends, as many as one call may carry. Parks those whose channel has a call in flight.
-    fn take(&self) -> Option<Batch> {
+    /// Takes the next appends, as many as one call may carry. Parks those whose channel has a call in flight. Examines at most
+    /// `left` appends.
+    fn take(&self, left: &mut usize) -> Option<Batch> {
         // Dropped after the lock is released: the drop of either half of the pair may run foreign code.
         let mut cancelled = Vec::new();
-        self.waiting.lock().take(&mut cancelled)
+        self.waiting.lock().take(left, &mut cancelled)
     }
 
     fn call<'a>(&self, wishes: impl ExactSizeIterator<Item = &'a Wish> + Clone) -> Call<'_> {
@@ -145,12 +146,17 @@ impl Future for Sender {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         assert_unlocked();
-        let this = &mut *self;
+        let (this, mut left) = (&mut *self, EXAMINED);
         loop {
             while let Poll::Ready(Some(returned)) = this.calls.poll_next_unpin(cx) {
                 this.settle(returned);
             }
-            let sent = this.send_next(cx);
+            let sent = this.send_next(&mut left, cx);
+            if left == 0 {
+                // Other tasks, and threads that wait for the lock, go first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if sent == 0 && !this.overtakes(cx) && this.has_nothing_to_send(cx) {
                 return if this.left { Poll::Ready(()) } else { Poll::Pending };
             }
@@ -163,11 +169,12 @@ impl Sender {
         Self { together, calls: FuturesUnordered::new(), patience: None, left: false }
     }
 
-    /// Sends calls until [`CALLS`] are in flight or no append may be sent. Returns how many it has sent.
-    fn send_next(&mut self, cx: &mut Context<'_>) -> usize {
+    /// Sends calls until [`CALLS`] are in flight, no append may be sent, or none is `left` to be examined in this poll. Returns how
+    /// many it has sent.
+    fn send_next(&mut self, left: &mut usize, cx: &mut Context<'_>) -> usize {
         let mut sent = 0;
         while self.calls.len() < CALLS {
-            let Some(batch) = self.together.take() else { break };
+            let Some(batch) = self.together.take(left) else { break };
             sent += 1;
             let together = self.together.clone();
             let mut call: Sending = Box::pin(async move {
@@ -251,5 +258,49 @@ impl Drop for Sender {
         let unsent = (mem::take(&mut waiting.queue), mem::take(&mut waiting.busy), waiting.sender.take());
         drop(waiting);
         drop(unsent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_poll_examines_a_bounded_number_of_appends() {
+        const BUSY: usize = 5 * EXAMINED;
+        // It is never connected, so each call fails at once.
+        let link = Arc::new(Link::new("redis://127.0.0.1:1", None).expect("a URL"));
+        let together = Arc::new(Together::new(link, Script { text: "".into(), hash: "".into() }));
+        let mut made = Vec::new();
+        let mut waiting = together.waiting.lock();
+        waiting.hold("busy");
+        waiting.sending = true;
+        for nth in 0..=BUSY {
+            let (outcome, result) = oneshot::channel();
+            let channel = if nth < BUSY { "busy" } else { "other" };
+            let (keys, topic) = ([channel.to_owned(), String::new()], String::new());
+            waiting.queue.push_back((Wish { keys, topic, data: Bytes::new(), terms: Vec::new() }, outcome));
+            made.push(result);
+        }
+        drop(waiting);
+
+        let (mut sender, mut polls) = (Sender::new(together.clone()), 0);
+        let (mut queued, mut settled) = (BUSY + 1, 0);
+        poll_fn(|cx| {
+            let poll = Pin::new(&mut sender).poll(cx);
+            polls += 1;
+            let (queued_before, settled_before) = (queued, settled);
+            queued = together.waiting.lock().queue.len();
+            settled = made.iter().filter(|result| !result.is_empty()).count();
+            assert!(queued_before - queued <= EXAMINED, "parked {} in one poll", queued_before - queued);
+            assert!(settled - settled_before <= EXAMINED, "failed {} in one poll", settled - settled_before);
+            poll
+        })
+        .await;
+        assert_eq!(settled, BUSY + 1, "the parked appends are sent when the patience with the first one ends");
+        assert!((10..=15).contains(&polls), "five polls park them, and five send them: {polls}");
     }
 }
