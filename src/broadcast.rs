@@ -23,7 +23,7 @@ use crate::{engine::Announcement, registry};
 /// channels that have the message.
 ///
 /// With the logs in memory, it appends to a few hundred channels in each poll, and lets other tasks run in between. On Redis,
-/// it appends to up to 64 channels at a time.
+/// it appends to up to 768 channels at a time, in one round trip.
 ///
 /// # Cancel safety
 ///

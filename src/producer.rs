@@ -107,8 +107,8 @@ mod tests {
     use crate::{
         Comet, Retention,
         engine::{
-            Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Place, Remote, Seen,
-            Touch,
+            Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Listed, Names, Place,
+            Remote, Seen, Touch,
         },
         faults::Faults,
         registry::{Limits, Registry},
@@ -143,8 +143,16 @@ mod tests {
             Box::pin(ready(self.logs.delete(name).map(|(tail, _)| tail)))
         }
 
-        fn names(&self) -> Answer<'_, Vec<String>> {
-            Box::pin(ready(Ok(self.logs.names().collect())))
+        fn append_each<'a>(&'a self, _: &'a [String], _: &'a Append<'a>) -> Answer<'a, Vec<Result<Appended, Error>>> {
+            Box::pin(ready(Err(Error::Unreachable)))
+        }
+
+        fn names(&self) -> Box<dyn Names + '_> {
+            unreachable!("nothing is broadcast")
+        }
+
+        fn forget<'a>(&'a self, _: &'a [Listed]) -> Answer<'a, ()> {
+            Box::pin(ready(Err(Error::Unreachable)))
         }
 
         fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {

@@ -54,7 +54,7 @@ pub use redis::RedisError;
 pub(crate) use redis::{Credentials, Redis};
 pub(crate) use remote::{Answer, Fate, Found, Notice, Page, Place, Remote, Touch};
 #[cfg(feature = "redis")]
-pub(crate) use remote::{Feed, Held, PageEntry, Seen};
+pub(crate) use remote::{Feed, Held, Listed, Names, PageEntry, Seen};
 pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
 pub(crate) use stored::{ResponseBytes, Share, Stored};

@@ -50,8 +50,20 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// append. Answers in this order.
     fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>>;
 
-    /// The names of all channels.
-    fn names(&self) -> Answer<'_, Vec<String>>;
+    /// Makes the same append to each of these channels, in as few round trips as it can. Answers in this order, for each by itself.
+    /// The order of these appends and of others that are under way at the same time is not defined.
+    fn append_each<'a>(
+        &'a self,
+        names: &'a [String],
+        append: &'a Append<'a>,
+    ) -> Answer<'a, Vec<Result<Appended, Error>>>;
+
+    /// Walks over the names of all channels.
+    fn names(&self) -> Box<dyn Names + '_>;
+
+    /// Removes names from what [`names`](Self::names) walks over. The caller has found, after it was given them, that they have no
+    /// channel.
+    fn forget<'a>(&'a self, names: &'a [Listed]) -> Answer<'a, ()>;
 
     /// Sends a broadcast to all other nodes: those that are connected receive it as [`Notice::Broadcast`].
     fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()>;
@@ -61,6 +73,21 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
 
     /// Publishes to this process itself. It comes back as [`Notice::Probe`] if what is published is heard here.
     fn probe(&self, number: u64) -> Answer<'_, ()>;
+}
+
+/// A walk over the names of all channels.
+pub(crate) trait Names: Send {
+    /// Returns the next names, a few thousand at most; `None` after the last. Every channel that existed when the walk began, and exists
+    /// until its end, is among them. A name may come twice, and may have no channel.
+    fn next(&mut self) -> Answer<'_, Option<Vec<Listed>>>;
+}
+
+/// A name that an engine has listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    /// If there is no channel of this name, it may be [forgotten](Remote::forget): the version of what the engine has listed.
+    pub(crate) stale: Option<u64>,
 }
 
 /// A connection that receives what is published: each notice at most once, and none while the connection is broken. A

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use super::{
     Append, Appended, Begun, Created, Creation, Peek, Registry, Wait,
+    acknowledged::Sent,
     lifetime::ends_in,
     slice::{Slice, sliced, yield_now},
     waiters::Woken,
 };
+#[cfg(feature = "redis")]
+use crate::engine::Remote;
 use crate::{
     Error,
     engine::{Extent, Found, Offset, Page, Place, Reading, Remote, Start, Touch},
@@ -24,17 +27,39 @@ impl Registry {
         }
         let sent = self.acknowledged.send(self.now());
         let appended = remote.append(name, &append).await;
-        if let Err(Error::Engine(_) | Error::Uncertain) = appended {
-            self.health.suspect();
-        }
-        let appended = appended?;
-        if append.batch.is_some() {
-            self.acknowledged.note(name, appended.tail, sent);
-            if !appended.duplicate {
-                self.usage.count_append();
-            }
+        self.note_append(name, &append, sent, &appended);
+        appended
+    }
+
+    /// Makes the same append to each of these channels on the remote engine, whose names were [checked](Self::check_name). Returns the
+    /// result of each, in this order.
+    #[cfg(feature = "redis")]
+    pub(super) async fn append_each(
+        &self,
+        remote: &dyn Remote,
+        names: &[String],
+        append: &Append<'_>,
+    ) -> Result<Vec<Result<Appended, Error>>, Error> {
+        let sent = self.acknowledged.send(self.now());
+        let appended = remote.append_each(names, append).await?;
+        for (name, appended) in names.iter().zip(&appended) {
+            self.note_append(name, append, sent, appended);
         }
         Ok(appended)
+    }
+
+    /// Notes the result of an append to a channel of a remote engine.
+    fn note_append(&self, name: &str, append: &Append<'_>, sent: Sent, appended: &Result<Appended, Error>) {
+        match appended {
+            Ok(appended) if append.batch.is_some() => {
+                self.acknowledged.note(name, appended.tail, sent);
+                if !appended.duplicate {
+                    self.usage.count_append();
+                }
+            }
+            Err(Error::Engine(_) | Error::Uncertain) => self.health.suspect(),
+            _ => {}
+        }
     }
 
     /// Creates a channel, also as a [fork](Self::fork), in memory or on the remote engine.

@@ -269,7 +269,8 @@ async fn a_large_broadcast_is_delivered_and_malformed_ones_are_ignored() {
         assert_eq!(receivers, 2);
     }
     let large = "x".repeat(1024 * 1024 - 2);
-    assert_eq!(a.comet.broadcast("/{*rest}", &large).await.expect("it answers"), 0);
+    // The other node may have created the channel when the names are listed.
+    assert!(a.comet.broadcast("/{*rest}", &large).await.expect("it answers") <= 1);
     let seen = wait.await.expect("no panic");
     assert_eq!((seen.status.as_u16(), seen.body.len()), (200, large.len() + 4));
     assert!(a.comet.health().is_ok() && b.comet.health().is_ok());

@@ -53,7 +53,7 @@ pub async fn join(nodes: [Node; 2], time: Duration, patience: Duration) -> Joine
         for nth in 0..4 {
             let (node, uri, joined) = (nodes[nth % 2].clone(), uri.clone(), joined.clone());
             tasks.spawn(async move {
-                sleep(Duration::from_micros(fastrand::u64(..20_000))).await;
+                sleep(Duration::from_micros(fastrand::u64(..30_000))).await;
                 let (mut log, mut offset) = (Log { parts: vec![Vec::new()], ..Log::default() }, "-1".to_owned());
                 let begun = Instant::now();
                 let mut first = None;

@@ -13,6 +13,7 @@ mod cuts;
 mod damaged;
 mod events;
 mod history;
+mod index;
 mod joining;
 mod lifetimes;
 mod losses;

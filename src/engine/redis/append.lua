@@ -94,6 +94,7 @@ local function append(nth)
   end
 
   if fresh then
+    if not is_registered(ARGV[3 * count + 1]) then return { 'unindexed' } end
     it = make(meta, create, tag, own, false, broadcast ~= '')
     write('PUBLISH', topic, 'made')
   end

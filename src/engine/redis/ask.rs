@@ -1,28 +1,35 @@
 //! What is asked of Redis: what a script is given for it, and what its answer means.
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use redis::{FromRedisValue, Value};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::task::yield_now;
 
 use super::{
     Redis,
     call::{Call, content, fingerprint, pack_fork, place, text},
     link::Kind,
-    queue::Wish,
+    queue::{MOST, MOST_BYTES, Wish},
     said::{Said, entry, parse_id, strange},
     scripts::{Script, millis},
 };
 use crate::{
     Error, Gone, Offset,
     engine::{
-        Append, Batch, Created, Creation, Fate, Fork, Found, Held, Lifetime, MediaType, Page, Place, Reason, Seen,
-        Start, Touch, is_json,
+        Answer, Append, Appended, Batch, Created, Creation, Fate, Fork, Found, Held, Lifetime, MediaType, Page, Place,
+        Reason, Seen, Start, Touch, is_json,
     },
     faults::Rule,
 };
+
+/// How many calls with appends of a broadcast are under way at a time, how many bytes they append, and how many of them one poll packs.
+const PIPELINED: usize = 24;
+const PIPELINED_BYTES: usize = 8 * 1024 * 1024;
+const PACKED: usize = 4;
 
 impl Redis {
     pub(super) fn wish(&self, name: &str, append: &Append<'_>) -> Wish {
@@ -55,6 +62,47 @@ impl Redis {
         terms.extend_from_slice(&u32::try_from(broadcast.len()).unwrap_or_default().to_le_bytes());
         terms.extend_from_slice(broadcast);
         Wish { keys: self.keys.channel(name), topic: self.keys.topic(name), data, terms }
+    }
+
+    /// Makes an append to each of many channels: in calls that are all under way at the same time, beside those of other appends.
+    ///
+    /// Each item that this returns stands for itself, whatever becomes of the others.
+    pub(super) async fn ask_to_append_each(
+        &self,
+        names: &[String],
+        append: &Append<'_>,
+    ) -> Result<Vec<Result<Appended, Error>>, Error> {
+        let size = append.batch.as_ref().map_or(0, Batch::size).max(1);
+        let most = (MOST_BYTES / size).clamp(1, MOST);
+        let at_a_time = (PIPELINED_BYTES / (most * size)).clamp(1, PIPELINED);
+        let (mut calls, mut made) = (FuturesOrdered::<Answer<'_, _>>::new(), Vec::with_capacity(names.len()));
+        let mut chunks = names.chunks(most);
+        loop {
+            while calls.len() < at_a_time {
+                let Some(names) = chunks.next() else { break };
+                // So that one poll does not pack all calls.
+                let turns = calls.len() / PACKED;
+                calls.push_back(Box::pin(self.append_some(names, append, turns)));
+            }
+            match calls.next().await {
+                Some(some) => made.extend(some?),
+                None => return Ok(made),
+            }
+        }
+    }
+
+    /// Lets others run so many times, and then makes an append to each of these channels with one call.
+    async fn append_some(
+        &self,
+        names: &[String],
+        append: &Append<'_>,
+        turns: usize,
+    ) -> Result<Vec<Result<Appended, Error>>, Error> {
+        for _ in 0..turns {
+            yield_now().await;
+        }
+        let wishes: Vec<_> = names.iter().map(|name| self.wish(name, append)).collect();
+        Ok(self.together.make(&wishes).await)
     }
 
     pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
@@ -95,6 +143,7 @@ impl Redis {
         } else {
             script.arg("");
         }
+        script.arg(self.index.register_one(name).await?);
         let mut said = Said::new(self.link.write(&script).await?, Kind::Write)?;
         Err(match &*said.text()? {
             "created" => {
@@ -108,6 +157,8 @@ impl Redis {
             }
             "conflict" => Error::Conflict,
             "unknown" => Error::Unknown,
+            // Although it was registered just now: the server had stopped meanwhile.
+            "unindexed" => Error::Unreachable,
             "fork-offset" => Error::ForkOffset,
             "type" => Error::ContentType { holds: said.text()? },
             word => said.failure(word),
@@ -240,30 +291,6 @@ impl Redis {
             })
         };
         appends.iter().map(fate).collect()
-    }
-
-    pub(super) async fn ask_for_names(&self) -> Result<Vec<String>, Error> {
-        let (pattern, end) = self.keys.all();
-        let begin = self.keys.prefix.len() + 2;
-        let (mut names, mut cursor) = (Vec::new(), 0u64);
-        loop {
-            let mut command = redis::cmd("SCAN");
-            command.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
-            let mut said = Said::new(self.link.ask(&command).await?, Kind::Read)?;
-            cursor = said.number()?;
-            for key in said.list()? {
-                let key = String::from_redis_value(key).map_err(|_| said.strange())?;
-                if let Some(name) = key.get(begin..).and_then(|rest| rest.strip_suffix(end)) {
-                    names.push(name.to_owned());
-                }
-            }
-            if cursor == 0 {
-                // A scan may meet a key more than once.
-                names.sort_unstable();
-                names.dedup();
-                return Ok(names);
-            }
-        }
     }
 
     /// Without the rule of the fingerprint: takes whatever append has a place's number for the one that is meant.

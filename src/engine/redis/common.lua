@@ -168,6 +168,13 @@ local function load(meta)
   return it
 end
 
+-- Whether a name was registered in the index at this time in milliseconds, and so shortly ago that no node can have removed it since: a
+-- channel may be created only then. Empty or nil if it was not registered. See `index.rs`.
+local function is_registered(at)
+  local registered = tonumber(at)
+  return registered and now - registered <= REGISTERED
+end
+
 -- The channel that is being created. If that fails, `recover` removes it.
 local creating
 

@@ -1,7 +1,7 @@
 -- Creates, or finds created in the same way; also as a fork. ARGV: topic, type, idle milliseconds, end in milliseconds since
 -- 1970, closed, kind of content (j, b or none), messages, data, tag and own part of a fingerprint. Then of a fork: how it was asked
 -- for, its source's hash, where (tail, origin, earliest, after or nowhere), position, fingerprint, and the part of the next append
--- that it takes over: messages, data, fingerprint.
+-- that it takes over: messages, data, fingerprint. Last, the time when the name was registered in the index.
 local topic, media_type, ttl, till, closed, kind, messages, data =
   ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7], ARGV[8]
 local tag, own = tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -46,6 +46,7 @@ if fork ~= '' then
   end
 end
 
+if not is_registered(ARGV[#ARGV]) then return { 'unindexed' } end
 it = make(meta, media_type, tag, own, true, false)
 -- Not complete until the end.
 creating = it

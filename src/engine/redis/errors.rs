@@ -50,6 +50,16 @@ pub(super) fn convert(error: &redis::RedisError, kind: Kind) -> (Error, bool) {
     (if kind == Kind::Read || unchanged || before { refused(&text) } else { Error::Uncertain }, false)
 }
 
+/// The error of a call for one more of the operations that went with it.
+pub(super) fn shared(error: &Error) -> Error {
+    match error {
+        Error::Full(limit) => Error::Full(*limit),
+        Error::Engine(source) => Error::Engine(source.to_string().into()),
+        Error::Unreachable => Error::Unreachable,
+        _ => Error::Uncertain,
+    }
+}
+
 pub(super) fn is_unknown_script(error: &redis::RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }

@@ -10,7 +10,7 @@
 -- A fingerprint is below 2^53, so that Lua can count with it: 21 bits that all appends of a log share, and 32 of its own.
 --
 -- The limits precede this as constants, which cost nothing: `APPENDS`, `BYTES`, `AGE` (0 for any), `LINGER`, `PRODUCERS`, `INLINE`,
--- the bytes that a publication carries, `READ`, the appends that a read returns, and `LAYOUT`, the number of this layout.
+-- the bytes that a publication carries, `READ`, the appends that a read returns, `REGISTERED`, and `LAYOUT`, the number of this layout.
 
 -- The field `at`: the layout; whether the short script may make a plain append (`j` or `b` for its content, or `-`); the log's
 -- tag; the positions of its tail and of its floor, their fingerprints, the bytes appended up to each; when the first append

@@ -1,5 +1,6 @@
 -- Appends of one node, to the same channels or to others, in this order. KEYS: for each its channel and its log.
--- ARGV: for each its topic, its data, and all else, packed: this part reads only the beginning of the latter.
+-- ARGV: for each its topic, its data, and all else, packed: this part reads only the beginning of the latter. Then the time when the
+-- names of these channels were registered in the index, if they were: without it, no channel is created.
 --
 -- This makes the usual append: to a channel that exists, is open, of the right type and without a lifetime of its own, and not by a
 -- producer. It uses none of the functions that follow, because defining them costs Redis more than this. Any other append, and

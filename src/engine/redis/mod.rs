@@ -8,12 +8,14 @@
 //! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
 //! | `link` | the connection for commands |
 //! | `errors` | what errors of Redis and of its client mean |
+//! | `index` | the names of all channels |
 //! | `feed` | the connection that hears what is published |
 
 mod ask;
 mod call;
 mod errors;
 mod feed;
+mod index;
 mod link;
 mod queue;
 mod said;
@@ -27,12 +29,13 @@ use std::{
 };
 
 use super::{
-    Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Offset, Place, Remote,
-    Retention, Seen, Touch,
+    Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Listed, Names, Offset, Place,
+    Remote, Retention, Seen, Touch,
 };
 use crate::{Error, faults::Faults};
 use call::Call;
 pub use errors::RedisError;
+use index::Index;
 pub(crate) use link::Credentials;
 use link::Link;
 use scripts::Scripts;
@@ -43,7 +46,8 @@ pub(crate) struct Redis {
     link: Arc<Link>,
     scripts: Scripts,
     together: Arc<Together>,
-    keys: Keys,
+    index: Arc<Index>,
+    keys: Arc<Keys>,
     faults: Faults,
 }
 
@@ -79,10 +83,20 @@ impl Keys {
         format!("{}{name}", self.topics)
     }
 
-    /// All keys of channels, for `SCAN`.
-    fn all(&self) -> (String, &'static str) {
+    /// A shard of the index of names.
+    fn shard(&self, number: usize) -> String {
+        format!("{}:names:{number}", self.prefix)
+    }
+
+    /// The name of the channel with this first key.
+    fn name_of<'a>(&self, channel: &'a str) -> Option<&'a str> {
+        channel.strip_prefix(&*self.prefix)?.strip_prefix(":{")?.strip_suffix("}:channel")
+    }
+
+    /// The pattern of the first keys of all channels, for `SCAN`.
+    fn all(&self) -> String {
         let escaped: String = self.prefix.chars().flat_map(|c| ['\\', c]).collect();
-        (format!("{escaped}:{{*}}:channel"), "}:channel")
+        format!("{escaped}:{{*}}:channel")
     }
 }
 
@@ -101,9 +115,10 @@ impl Redis {
         let topics = format!("{prefix}:{}:", link.database());
         let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
         let scripts = Scripts::new(&Kept { retention, producers });
-        let together = Arc::new(Together::new(link.clone(), scripts.append.clone()));
-        let keys = Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node };
-        Ok(Self { link, scripts, together, keys, faults })
+        let keys = Arc::new(Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node });
+        let index = Arc::new(Index::new(link.clone(), scripts.index.clone(), keys.clone()));
+        let together = Arc::new(Together::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
+        Ok(Self { link, scripts, together, index, keys, faults })
     }
 
     /// Connects once, and tries what channels need. Returns `false` if Redis cannot be reached, or refuses for a reason that may
@@ -160,8 +175,20 @@ impl Remote for Redis {
         self.link.within(self.ask_to_verify(appends))
     }
 
-    fn names(&self) -> Answer<'_, Vec<String>> {
-        self.link.within(self.ask_for_names())
+    fn append_each<'a>(
+        &'a self,
+        names: &'a [String],
+        append: &'a Append<'a>,
+    ) -> Answer<'a, Vec<Result<Appended, Error>>> {
+        self.link.within(self.ask_to_append_each(names, append))
+    }
+
+    fn names(&self) -> Box<dyn Names + '_> {
+        Box::new(self.index.walk())
+    }
+
+    fn forget<'a>(&'a self, names: &'a [Listed]) -> Answer<'a, ()> {
+        self.link.within(self.index.prune(names))
     }
 
     fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()> {

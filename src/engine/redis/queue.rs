@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use crate::{Error, engine::Appended};
 
 /// How many appends go together, and how many bytes of them: Redis does nothing else meanwhile.
-const MOST: usize = 32;
-const MOST_BYTES: usize = 256 * 1024;
+pub(super) const MOST: usize = 32;
+pub(super) const MOST_BYTES: usize = 256 * 1024;
 
 /// How many queued and parked appends one poll examines: each is added to a call, parked, or found to be cancelled.
 pub(super) const EXAMINED: usize = 1_024;

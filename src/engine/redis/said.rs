@@ -94,6 +94,11 @@ impl Said {
     }
 }
 
+/// Whether the script did not make an append, because it would have created a channel whose name was not registered in the index.
+pub(super) fn is_unindexed(said: &Value) -> bool {
+    matches!(said, Value::Array(items) if matches!(&items[..], [Value::BulkString(word)] if word == b"unindexed"))
+}
+
 /// What the script has answered for one append.
 pub(super) fn appended(said: Value) -> Result<Appended, Error> {
     // A plain one: where the channel ends now, as Redis writes it.
@@ -110,6 +115,8 @@ pub(super) fn appended(said: Value) -> Result<Appended, Error> {
             return Ok(Appended { tail, closed, accepted, duplicate });
         }
         "unknown" => Error::Unknown,
+        // Although it was registered just now: the server had stopped meanwhile.
+        "unindexed" => Error::Unreachable,
         "deleted" => said.gone()?,
         "closed" => Error::Closed,
         "type" => Error::ContentType { holds: said.text()? },

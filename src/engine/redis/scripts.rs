@@ -3,7 +3,7 @@
 use redis::Cmd;
 use std::{sync::Arc, time::Duration};
 
-use super::Kept;
+use super::{Kept, index::REGISTERED};
 use crate::engine::{READ, Retention};
 
 /// Beyond it, a publication carries no data, and whoever hears of it reads the log.
@@ -44,6 +44,17 @@ pub(super) struct Scripts {
     pub(super) compare: Script,
     pub(super) verify: Script,
     pub(super) trial: Script,
+    pub(super) index: IndexScripts,
+}
+
+/// The scripts of the [index](super::index).
+#[derive(Clone)]
+pub(super) struct IndexScripts {
+    pub(super) register: Script,
+    pub(super) list: Script,
+    pub(super) prune: Script,
+    pub(super) complete: Script,
+    pub(super) present: Script,
 }
 
 impl Scripts {
@@ -72,22 +83,31 @@ impl Scripts {
             compare: script(&[common, include_str!("compare.lua")]),
             verify: script(&[common, include_str!("verify.lua")]),
             trial: Script::new(include_str!("trial.lua")),
+            index: IndexScripts {
+                register: Script::new(include_str!("register.lua")),
+                list: Script::new(include_str!("list.lua")),
+                prune: Script::new(include_str!("prune.lua")),
+                complete: Script::new(include_str!("complete.lua")),
+                present: Script::new(include_str!("present.lua")),
+            },
         }
     }
 }
 
 /// Defines the layout and the limits as Lua constants: the appends, bytes and milliseconds that are retained, how long an empty channel is
-/// remembered, the number of producers, the bytes that a publication carries, and the appends that a read returns.
+/// remembered, the number of producers, the bytes that a publication carries, the appends that a read returns, and how long after the
+/// registration of its name a channel may be created.
 fn bounds(kept: &Kept) -> String {
     let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
     let Retention { appends, bytes, age } = &kept.retention;
     format!(
-        "local LAYOUT, APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE, READ = {LAYOUT}, {}, {}, {}, {}, {}, {INLINE}, {READ}\n",
+        "local LAYOUT, APPENDS, BYTES, AGE, LINGER, PRODUCERS, INLINE, READ, REGISTERED = {LAYOUT}, {}, {}, {}, {}, {}, {INLINE}, {READ}, {}\n",
         bounded(*appends),
         bounded(*bytes),
         age.map_or(0, millis),
         millis(LINGER),
         bounded(kept.producers),
+        millis(REGISTERED),
     )
 }
 

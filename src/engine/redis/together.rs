@@ -9,6 +9,7 @@
 //! one arrives; or the connection is replaced between the two.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use redis::Value;
 use std::{
     future::Future,
     mem,
@@ -24,11 +25,13 @@ use tokio::{
 };
 
 use super::{
-    Link,
+    Keys, Link,
     call::Call,
+    errors::shared,
+    index::Index,
     link::Kind,
-    queue::{Batch, EXAMINED, Outcome, Waiting, Wish},
-    said::{Said, appended},
+    queue::{Batch, EXAMINED, Waiting, Wish},
+    said::{Said, appended, is_unindexed, strange},
     scripts::Script,
 };
 use crate::{
@@ -47,18 +50,22 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(super) struct Together {
     link: Arc<Link>,
     script: Script,
+    index: Arc<Index>,
+    keys: Arc<Keys>,
     waiting: Mutex<Waiting>,
 }
 
 impl Together {
-    pub(super) fn new(link: Arc<Link>, script: Script) -> Self {
-        Self { link, script, waiting: Mutex::default() }
+    pub(super) fn new(link: Arc<Link>, script: Script, index: Arc<Index>, keys: Arc<Keys>) -> Self {
+        Self { link, script, index, keys, waiting: Mutex::default() }
     }
 
     /// Appends, together with others or alone. One that is dropped before it was sent is not made.
     pub(super) async fn append(self: &Arc<Self>, wish: Wish) -> Result<Appended, Error> {
         match self.enter(wish) {
-            Turn::Alone(wish, _alone) => self.send(self.call([&wish].into_iter())).await?.next().and_then(appended),
+            Turn::Alone(wish, _alone) => {
+                self.make(std::slice::from_ref(&wish)).await.pop().unwrap_or_else(|| Err(strange(Kind::Write)))
+            }
             // No outcome: the runtime was shut down, and whether the append was made is not known.
             Turn::Together(made) => made.await.unwrap_or(Err(Error::Uncertain)),
         }
@@ -92,18 +99,94 @@ impl Together {
         self.waiting.lock().take(left, &mut cancelled)
     }
 
-    fn call<'a>(&self, wishes: impl ExactSizeIterator<Item = &'a Wish> + Clone) -> Call<'_> {
+    /// Makes appends with one call. Those that would create a channel are made with a second call, once the names of the channels
+    /// are registered in the [index](super::index). Returns the result of each. The first poll sends the first call.
+    pub(super) async fn make(&self, wishes: &[Wish]) -> Vec<Result<Appended, Error>> {
+        let said = match self.send(wishes.iter(), None).await {
+            Ok(said) => said,
+            Err(error) => return wishes.iter().map(|_| Err(shared(&error))).collect(),
+        };
+        let again = Again::of(wishes, &said);
+        let mut made: Vec<_> = said.into_iter().map(appended).collect();
+        made.resize_with(wishes.len(), || Err(strange(Kind::Write)));
+        if !again.appends.is_empty() {
+            self.make_again(wishes, again, &mut made).await;
+        }
+        made
+    }
+
+    async fn make_again(&self, wishes: &[Wish], again: Again<'_>, made: &mut [Result<Appended, Error>]) {
+        let names: Vec<_> = again.channels.iter().map(|key| self.keys.name_of(key).unwrap_or_default()).collect();
+        let registered = self.index.register(&names).await;
+        let (mut appends, mut oldest) = (Vec::new(), u64::MAX);
+        for (nth, channel) in again.appends {
+            match &registered[channel] {
+                Ok(time) => {
+                    oldest = oldest.min(*time);
+                    appends.push(nth);
+                }
+                Err(error) => made[nth] = Err(shared(error)),
+            }
+        }
+        if appends.is_empty() {
+            return;
+        }
+        let said = self.send(appends.iter().map(|nth| &wishes[*nth]), Some(oldest)).await;
+        let mut said = said.map(Vec::into_iter);
+        for nth in appends {
+            made[nth] = match &mut said {
+                Ok(said) => said.next().map_or_else(|| Err(strange(Kind::Write)), appended),
+                Err(error) => Err(shared(error)),
+            };
+        }
+    }
+
+    /// Sends a call with these appends. `registered` is when the names of their channels were registered. The first poll sends it.
+    async fn send<'a>(
+        &self,
+        wishes: impl ExactSizeIterator<Item = &'a Wish> + Clone,
+        registered: Option<u64>,
+    ) -> Result<Vec<Value>, Error> {
         let mut call = Call::new(&self.script, 2 * wishes.len(), wishes.clone().flat_map(|wish| &wish.keys));
         for Wish { topic, data, terms, .. } in wishes {
             call.arg(topic).arg(&data[..]).arg(&terms[..]);
         }
-        call
-    }
-
-    /// Sends a call. The first poll sends it.
-    async fn send(&self, call: Call<'_>) -> Result<Said, Error> {
+        if let Some(time) = registered {
+            call.arg(time);
+        }
         // Unconstrained, because otherwise the first poll does not send it if the task has used up its budget.
-        Said::new(unconstrained(self.link.write(&call)).await?, Kind::Write)
+        Ok(Said::new(unconstrained(self.link.write(&call)).await?, Kind::Write)?.items().collect())
+    }
+}
+
+/// The appends of a call that are to be made again, because their channels did not exist and were not registered in the index.
+struct Again<'a> {
+    channels: Vec<&'a str>,
+    /// Each by its number in the call, with the number of its channel. They include the later appends of the same channels,
+    /// which would have found the channel.
+    appends: Vec<(usize, usize)>,
+}
+
+impl<'a> Again<'a> {
+    fn of(wishes: &'a [Wish], said: &[Value]) -> Self {
+        let mut again = Self { channels: Vec::new(), appends: Vec::new() };
+        if !said.iter().any(is_unindexed) {
+            return again;
+        }
+        for (nth, (wish, said)) in wishes.iter().zip(said).enumerate() {
+            let key = &*wish.keys[0];
+            let known = again.channels.iter().position(|channel| *channel == key);
+            let channel = known.or_else(|| {
+                is_unindexed(said).then(|| {
+                    again.channels.push(key);
+                    again.channels.len() - 1
+                })
+            });
+            if let Some(channel) = channel {
+                again.appends.push((nth, channel));
+            }
+        }
+        again
     }
 }
 
@@ -129,7 +212,7 @@ impl Drop for Alone {
     }
 }
 
-type Sending = Pin<Box<dyn Future<Output = (Batch, Result<Said, Error>)> + Send>>;
+type Sending = Pin<Box<dyn Future<Output = (Batch, Vec<Result<Appended, Error>>)> + Send>>;
 
 /// The task that sends queued appends, until the queue is empty and all calls have returned. There is at most one, so
 /// that appends are sent in the order of the queue.
@@ -178,8 +261,8 @@ impl Sender {
             sent += 1;
             let together = self.together.clone();
             let mut call: Sending = Box::pin(async move {
-                let said = together.send(together.call(batch.wishes.iter())).await;
-                (batch, said)
+                let made = together.make(&batch.wishes).await;
+                (batch, made)
             });
             // The first poll sends this call, before the appends of the next one are taken.
             match call.as_mut().poll(cx) {
@@ -190,13 +273,16 @@ impl Sender {
         sent
     }
 
-    fn settle(&self, (batch, said): (Batch, Result<Said, Error>)) {
+    fn settle(&self, (batch, made): (Batch, Vec<Result<Appended, Error>>)) {
         let mut waiting = self.together.waiting.lock();
         for wish in &batch.wishes {
             waiting.release(batch.number, &wish.keys[0]);
         }
         drop(waiting);
-        report(batch.outcomes, said);
+        // Those of dropped appends are discarded.
+        for (outcome, made) in batch.outcomes.into_iter().zip(made) {
+            let _ = outcome.send(made);
+        }
     }
 
     /// Whether the appends that are parked behind one that was sent alone may be sent, because it has not returned for
@@ -231,19 +317,6 @@ impl Sender {
     }
 }
 
-/// Sends the results of a call to its appends. Those of dropped appends are discarded.
-fn report(outcomes: Vec<Outcome>, mut said: Result<Said, Error>) {
-    for outcome in outcomes {
-        let _ = outcome.send(match &mut said {
-            Ok(said) => said.next().and_then(appended),
-            Err(Error::Full(limit)) => Err(Error::Full(*limit)),
-            Err(Error::Engine(source)) => Err(Error::Engine(source.to_string().into())),
-            Err(Error::Unreachable) => Err(Error::Unreachable),
-            Err(_) => Err(Error::Uncertain),
-        });
-    }
-}
-
 impl Drop for Sender {
     /// If the task is dropped with its runtime, the queued appends are not sent, and their futures resolve to
     /// [`Error::Uncertain`].
@@ -267,13 +340,17 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+    use crate::{
+        engine::{Redis, Retention},
+        faults::Faults,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn one_poll_examines_a_bounded_number_of_appends() {
         const BUSY: usize = 5 * EXAMINED;
         // It is never connected, so each call fails at once.
-        let link = Arc::new(Link::new("redis://127.0.0.1:1", None).expect("a URL"));
-        let together = Arc::new(Together::new(link, Script { text: "".into(), hash: "".into() }));
+        let redis = Redis::new("redis://127.0.0.1:1", None, "comet", Retention::default(), 1, Faults::default());
+        let together = redis.expect("a URL").together;
         let mut made = Vec::new();
         let mut waiting = together.waiting.lock();
         waiting.hold("busy");

@@ -177,3 +177,19 @@ async fn a_broadcast_that_is_too_large_is_not_announced() {
     assert!(matches!(large, Err(Error::TooLarge { limit: 10 })), "{large:?}");
     assert!(node.engine.world().announced.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_appends_to_many_channels_at_a_time_and_counts_each_once() {
+    const CHANNELS: usize = 10_000;
+    let node = Node::without(None).await;
+    for n in 0..CHANNELS {
+        node.engine.world().append(&format!("/events/{n}"), 1);
+    }
+    node.engine.world().ended = ["/events/ended".to_owned(), "/jobs/ended".to_owned()].into();
+    let broadcast = |number: u64| Broadcast::new(node.registry.clone(), "/events/{name}", &number);
+    assert_eq!(broadcast(5).await.expect("it answers"), CHANNELS);
+    let world = node.engine.world();
+    assert!(world.append_each.len() <= 14, "{:?}", world.append_each);
+    assert_eq!(world.append_each.iter().sum::<usize>(), CHANNELS + 2, "one twice, and one that has ended");
+    assert_eq!(world.ended.iter().collect::<Vec<_>>(), ["/jobs/ended"], "the engine forgets the one that was found");
+}

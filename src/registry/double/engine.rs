@@ -1,6 +1,7 @@
 //! An engine that does as it is told.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::ready,
@@ -16,8 +17,8 @@ use tokio::{
 use crate::{
     Error,
     engine::{
-        Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Gone, Held, Lifetime, MediaType,
-        Notice, Offset, Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
+        Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Gone, Held, Lifetime, Listed,
+        MediaType, Names, Notice, Offset, Page, PageEntry, Place, Reason, Remote, Seen, Start, Touch,
     },
 };
 
@@ -36,6 +37,10 @@ pub(super) struct World {
     origin: (u64, u64),
     /// The broadcasts that the node has announced.
     pub(super) announced: Vec<Announcement>,
+    /// Names that the engine lists, and that have no channel any more.
+    pub(super) ended: BTreeSet<String>,
+    /// How many channels each request to append to many of them was for.
+    pub(super) append_each: Vec<usize>,
     topics: BTreeSet<String>,
     /// How many notices the node has not received yet.
     pub(super) queued: usize,
@@ -423,8 +428,29 @@ impl Remote for Double {
         })
     }
 
-    fn names(&self) -> Answer<'_, Vec<String>> {
-        Box::pin(async move { Ok(self.world().logs.keys().cloned().collect()) })
+    fn append_each<'a>(
+        &'a self,
+        names: &'a [String],
+        append: &'a Append<'a>,
+    ) -> Answer<'a, Vec<Result<Appended, Error>>> {
+        Box::pin(async move {
+            self.world().append_each.push(names.len());
+            Ok(join_all(names.iter().map(|name| Remote::append(self, name, append))).await)
+        })
+    }
+
+    fn names(&self) -> Box<dyn Names + '_> {
+        let world = self.world();
+        // The first name comes twice.
+        let names: Vec<String> =
+            world.logs.keys().chain(&world.ended).chain(world.logs.keys().take(1)).cloned().collect();
+        let listed: Vec<_> = names.into_iter().map(|name| Listed { name, stale: Some(7) }).collect();
+        Box::new(Pages(listed.chunks(1_000).map(<[_]>::to_vec).collect()))
+    }
+
+    fn forget<'a>(&'a self, names: &'a [Listed]) -> Answer<'a, ()> {
+        self.world().ended.retain(|ended| names.iter().all(|listed| listed.name != *ended || listed.stale != Some(7)));
+        Box::pin(ready(Ok(())))
     }
 
     fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()> {
@@ -448,6 +474,15 @@ impl Remote for Double {
             self.world().publish("", Notice::Probe(number));
             Ok(())
         })
+    }
+}
+
+/// The pages of a walk over names.
+struct Pages(VecDeque<Vec<Listed>>);
+
+impl Names for Pages {
+    fn next(&mut self) -> Answer<'_, Option<Vec<Listed>>> {
+        Box::pin(ready(Ok(self.0.pop_front())))
     }
 }
 

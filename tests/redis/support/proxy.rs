@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering::Relaxed},
+        atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -58,6 +58,7 @@ pub struct Proxy {
     addr: SocketAddr,
     port: Arc<AtomicU16>,
     ways: watch::Sender<Ways>,
+    rounds: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -67,18 +68,25 @@ impl Proxy {
         let addr = listener.local_addr().expect("an address");
         let open = Ways { subscriber: Way::Open, commands: Way::Open, since: Instant::now() };
         let (ways, port) = (watch::channel(open).0, Arc::new(AtomicU16::new(port)));
-        let (watched, to) = (ways.clone(), port.clone());
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let (watched, to, counted) = (ways.clone(), port.clone(), rounds.clone());
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.expect("a connection");
-                tokio::spawn(Connection::run(client, to.load(Relaxed), watched.subscribe()));
+                tokio::spawn(Connection::run(client, to.load(Relaxed), watched.subscribe(), counted.clone()));
             }
         });
-        Self { addr, port, ways, task }
+        Self { addr, port, ways, rounds, task }
     }
 
     pub fn url(&self) -> String {
         format!("redis://{}", self.addr)
+    }
+
+    /// How often something was sent on a connection for commands after something was answered: the number of round trips, if answers
+    /// come late enough that all that is sent together is sent before the first of them.
+    pub fn rounds(&self) -> usize {
+        self.rounds.load(Relaxed)
     }
 
     pub fn set(&self, subscriber: Way, commands: Way) {
@@ -109,16 +117,25 @@ struct Connection {
     from_redis: OwnedReadHalf,
     to_redis: OwnedWriteHalf,
     late: VecDeque<(Instant, Vec<u8>)>,
+    /// Whether something was answered since something was sent.
+    answered: bool,
 }
 
 impl Connection {
-    async fn run(client: TcpStream, port: u16, mut ways: watch::Receiver<Ways>) {
+    async fn run(client: TcpStream, port: u16, mut ways: watch::Receiver<Ways>, rounds: Arc<AtomicUsize>) {
         client.set_nodelay(true).expect("a socket");
         let (mut from_client, mut to_client) = client.into_split();
         let Ok(redis) = connect(port).await else { return };
         let (from_redis, to_redis) = redis.into_split();
-        let mut this =
-            Self { kind: None, born: Instant::now(), way: Way::Open, from_redis, to_redis, late: VecDeque::new() };
+        let mut this = Self {
+            kind: None,
+            born: Instant::now(),
+            way: Way::Open,
+            from_redis,
+            to_redis,
+            late: VecDeque::new(),
+            answered: true,
+        };
         let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
         loop {
             let due = this.late.front().map_or_else(|| Instant::now() + Duration::from_secs(3_600), |(due, _)| *due);
@@ -127,6 +144,9 @@ impl Connection {
                            read = from_client.read(&mut up) => {
                                let Ok(read @ 1..) = read else { return };
                                this.kind = this.kind.or_else(|| kind(&up[..read]));
+                               if this.kind == Some(Kind::Commands) && std::mem::take(&mut this.answered) {
+                                   rounds.fetch_add(1, Relaxed);
+                               }
                                let to = *ways.borrow_and_update();
             this.follow(to).await;
                                match this.way {
@@ -148,11 +168,15 @@ impl Connection {
                                    Way::Hole | Way::Stuck => {}
                                    Way::Late(by) => this.late.push_back((Instant::now() + by, down[..read].to_vec())),
                                    _ if !this.late.is_empty() => this.late.push_back((Instant::now(), down[..read].to_vec())),
-                                   _ => if to_client.write_all(&down[..read]).await.is_err() { return },
+                                   _ => {
+                                       this.answered = true;
+                                       if to_client.write_all(&down[..read]).await.is_err() { return }
+                                   }
                                }
                            }
                            () = sleep_until(due) => {
                                let Some((_, data)) = this.late.pop_front() else { continue };
+                               this.answered = true;
                                if to_client.write_all(&data).await.is_err() { return }
                            }
                        }
