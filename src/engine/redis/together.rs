@@ -63,8 +63,12 @@ impl Together {
     /// Appends, together with others or alone. One that is dropped before it was sent is not made.
     pub(super) async fn append(self: &Arc<Self>, wish: Wish) -> Result<Appended, Error> {
         match self.enter(wish) {
-            Turn::Alone(wish, _alone) => {
-                self.make(std::slice::from_ref(&wish)).await.pop().unwrap_or_else(|| Err(strange(Kind::Write)))
+            Turn::Alone(wish, alone) => {
+                let said = self.send([&wish].into_iter(), None).await?.pop();
+                match said {
+                    Some(said) if is_unindexed(&said) => self.make_in_background(wish, alone).await,
+                    said => said.map_or_else(|| Err(strange(Kind::Write)), appended),
+                }
             }
             // No outcome: the runtime was shut down, and whether the append was made is not known.
             Turn::Together(made) => made.await.unwrap_or(Err(Error::Uncertain)),
@@ -76,7 +80,7 @@ impl Together {
         if !waiting.alone && !waiting.sending {
             // Nothing is in flight, so the append needs no task.
             waiting.hold(&wish.keys[0]);
-            return Turn::Alone(wish, Alone(self.clone()));
+            return Turn::Alone(wish, Alone { together: self.clone(), holds: None });
         }
         let (outcome, made) = oneshot::channel();
         waiting.queue.push_back((wish, outcome));
@@ -97,6 +101,23 @@ impl Together {
         // Dropped after the lock is released: the drop of either half of the pair may run foreign code.
         let mut cancelled = Vec::new();
         self.waiting.lock().take(left, &mut cancelled)
+    }
+
+    /// Makes an append that was sent alone, and was answered that its channel does not exist and is not registered. It takes two more
+    /// round trips, for which a task polls it: later appends of the channel must not overtake it.
+    async fn make_in_background(self: &Arc<Self>, wish: Wish, mut alone: Alone) -> Result<Appended, Error> {
+        alone.hold_on();
+        let (outcome, result) = oneshot::channel();
+        let together = self.clone();
+        self.link.runtime().spawn(async move {
+            let (wishes, mut made) = ([wish], [Err(Error::Unreachable)]);
+            let again = Again { channels: vec![&*wishes[0].keys[0]], appends: vec![(0, 0)] };
+            together.make_again(&wishes, again, &mut made).await;
+            drop(alone);
+            let [made] = made;
+            let _ = outcome.send(made);
+        });
+        result.await.unwrap_or(Err(Error::Uncertain))
     }
 
     /// Makes appends with one call. Those that would create a channel are made with a second call, once the names of the channels
@@ -197,16 +218,39 @@ enum Turn {
 }
 
 /// An append that was sent alone and is in flight, until this is dropped.
-struct Alone(Arc<Together>);
+struct Alone {
+    together: Arc<Together>,
+    /// The number and the channel of its call, if no append may overtake it, however long it takes.
+    holds: Option<(u64, String)>,
+}
+
+impl Alone {
+    /// Does not let other appends overtake this one any more. The caller ensures that it is polled.
+    fn hold_on(&mut self) {
+        self.holds = self.together.waiting.lock().held.take();
+    }
+}
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        let mut waiting = self.0.waiting.lock();
+        let mut waiting = self.together.waiting.lock();
         waiting.alone = false;
-        let sender = if waiting.release_held() { waiting.sender.take() } else { None };
+        let released = match self.holds.take() {
+            Some((number, channel)) => {
+                waiting.release(number, &channel);
+                !waiting.ready.is_empty()
+            }
+            None => waiting.release_held(),
+        };
+        // No task may be there if all other appends have returned.
+        let begins = released && !waiting.sending;
+        waiting.sending |= released;
+        let sender = if released { waiting.sender.take() } else { None };
         drop(waiting);
         assert_unlocked();
-        if let Some(sender) = sender {
+        if begins {
+            self.together.link.runtime().spawn(Sender::new(self.together.clone()));
+        } else if let Some(sender) = sender {
             sender.wake();
         }
     }
@@ -345,12 +389,41 @@ mod tests {
         faults::Faults,
     };
 
+    /// It is never connected, so each call fails at once.
+    fn together() -> Arc<Together> {
+        let redis = Redis::new("redis://127.0.0.1:1", None, "comet", Retention::default(), 1, Faults::default());
+        redis.expect("a URL").together
+    }
+
+    fn wish(channel: &str) -> Wish {
+        Wish { keys: [channel.to_owned(), String::new()], topic: String::new(), data: Bytes::new(), terms: Vec::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_append_that_creates_its_channel_is_not_overtaken_however_long_it_takes() {
+        for (holds_on, overtaken) in [(false, true), (true, false)] {
+            let together = together();
+            let Turn::Alone(_, mut alone) = together.enter(wish("a")) else { panic!("nothing else is in flight") };
+            if holds_on {
+                alone.hold_on();
+            }
+            let Turn::Together(mut later) = together.enter(wish("a")) else { panic!("it is queued") };
+            sleep(2 * PATIENCE).await;
+            assert_eq!(later.try_recv().is_ok(), overtaken, "{holds_on}");
+            // Other channels are not held up, whether or not a task was left.
+            let Turn::Together(other) = together.enter(wish("b")) else { panic!("it is queued") };
+            assert!(matches!(other.await, Ok(Err(Error::Unreachable))));
+            drop(alone);
+            if holds_on {
+                assert!(matches!(later.await, Ok(Err(Error::Unreachable))), "it is sent now");
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_poll_examines_a_bounded_number_of_appends() {
         const BUSY: usize = 5 * EXAMINED;
-        // It is never connected, so each call fails at once.
-        let redis = Redis::new("redis://127.0.0.1:1", None, "comet", Retention::default(), 1, Faults::default());
-        let together = redis.expect("a URL").together;
+        let together = together();
         let mut made = Vec::new();
         let mut waiting = together.waiting.lock();
         waiting.hold("busy");
@@ -358,8 +431,7 @@ mod tests {
         for nth in 0..=BUSY {
             let (outcome, result) = oneshot::channel();
             let channel = if nth < BUSY { "busy" } else { "other" };
-            let (keys, topic) = ([channel.to_owned(), String::new()], String::new());
-            waiting.queue.push_back((Wish { keys, topic, data: Bytes::new(), terms: Vec::new() }, outcome));
+            waiting.queue.push_back((wish(channel), outcome));
             made.push(result);
         }
         drop(waiting);
