@@ -167,6 +167,8 @@ impl error::Error for Error {
 pub enum Limit {
     /// On the bytes of history that all channels hold together.
     History,
+    /// On the memory of Redis, its `maxmemory`.
+    Memory,
     /// On the bytes of all request bodies that are being received.
     Receiving,
     /// On the bytes that responses hold and no channel keeps: see
@@ -187,6 +189,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::History => "the limit on the history of all channels is reached",
+            Self::Memory => "Redis is out of memory: its `maxmemory` is reached, and it evicts nothing",
             Self::Receiving => "the limit on the bytes of request bodies that are being received is reached",
             Self::Reading => "the limit on the bytes that responses hold is reached",
             Self::Channels => "the limit on the number of channels is reached",

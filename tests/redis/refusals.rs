@@ -28,19 +28,19 @@ async fn scripts_that_are_flushed_are_loaded_again_and_nobody_notices() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_loads_it_is_out_of_reach_and_then_nothing_is_lost() {
-    let mut redis = Server::start().await;
+    let mut redis = Server::start_with(&["--rdbcompression", "no"]).await;
     let nodes = [Node::start(&redis.url()).await, Node::start(&redis.url()).await];
     let race = Race::start(nodes, Duration::from_millis(2));
     race.publisher.goes_on(200).await;
-    // It takes a while to load these.
-    let _: String = redis.command("DEBUG POPULATE 2000 ballast").await;
+    // It takes a while to load these. Meanwhile Redis answers after every 2 MB.
+    let _: String = redis.command("DEBUG POPULATE 8000 ballast 2048").await;
     race.nodes[0].is_well(true).await;
     // Only what is in the snapshot comes back: so nothing is acknowledged after it.
     redis.command::<()>("CLIENT PAUSE 100000 WRITE").await;
     sleep(Duration::from_millis(50)).await;
     let _: String = redis.command("SAVE").await;
     redis.kill();
-    redis.options(&["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"]);
+    redis.options(&["--key-load-delay", "300"]);
     redis.launch();
     crate::common::until("it loads", || redis.ping().starts_with("-LOADING")).await;
     sleep(Duration::from_millis(300)).await;

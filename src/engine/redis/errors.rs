@@ -12,6 +12,9 @@ const BEFORE: [&str; 7] = ["BUSY", "CROSSSLOT", "MISCONF", "MOVED", "NOPERM", "N
 /// The codes after which a new connection may lead to another server: a replica since a failover, or a server that loads.
 const RECONNECT: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"];
 
+/// The codes with which Redis refuses what it may accept later.
+const PASSING: [&str; 8] = ["BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"];
+
 /// Redis cannot be used: see [`RedisBuilder::connect`](crate::RedisBuilder::connect).
 pub struct RedisError(pub(super) redis::RedisError);
 
@@ -66,7 +69,7 @@ pub(super) fn is_unknown_script(error: &redis::RedisError) -> bool {
 
 /// The error for an operation that Redis refused, in Redis's own words, before anything was changed.
 pub(super) fn refused(text: &str) -> Error {
-    if has_code(text, "OOM") { Error::Full(Limit::History) } else { Error::Engine(text.into()) }
+    if has_code(text, "OOM") { Error::Full(Limit::Memory) } else { Error::Engine(text.into()) }
 }
 
 /// Whether the text of an error has this code: at its beginning; after `ERR`, if a script has raised the error again; or further on and
@@ -78,12 +81,12 @@ pub(super) fn has_code(text: &str, code: &str) -> bool {
 
 /// Names the cause if an error of the trial comes from a Redis Cluster, whose nodes answer most commands.
 pub(super) fn explained(error: redis::RedisError) -> redis::RedisError {
-    let cluster = ["CROSSSLOT", "MOVED", "ASK", "CLUSTERDOWN"].iter().any(|code| error.code() == Some(code));
-    if !cluster {
+    let text = words(&error);
+    if !["CROSSSLOT", "MOVED", "ASK", "CLUSTERDOWN"].iter().any(|code| has_code(&text, code)) {
         return error;
     }
     let what = "this is a node of a Redis Cluster, which is not supported";
-    (ErrorKind::InvalidClientConfig, what, words(&error)).into()
+    (ErrorKind::InvalidClientConfig, what, text).into()
 }
 
 /// The error of a connection that could not be made, with Redis's words or those of the network. None of them has the URL.
@@ -99,14 +102,17 @@ fn words(error: &redis::RedisError) -> String {
     }
 }
 
-/// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there, or that there are too many.
+/// Whether it was Redis that said no, or the URL cannot be right; and not that nobody was there, that there are too many, or what may
+/// pass.
 pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
+    let text = words(error);
     match error.kind() {
         ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig | ErrorKind::Parse => true,
         // A certificate that is not trusted.
         ErrorKind::Io if is_nonsense(error) => true,
-        _ if error.detail().is_some_and(|detail| detail.contains("max number of clients")) => false,
-        _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR")),
+        // Before Redis 7, the code of an error in a script is `ERR`, and its own code comes later.
+        _ if text.contains("max number of clients") || PASSING.iter().any(|code| has_code(&text, code)) => false,
+        _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" | "ERR")),
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     call::Call,
+    diagnose::explain,
     errors::{RedisError, cause, convert, explained, is_refusal, is_unknown_script},
     scripts::Script,
 };
@@ -99,7 +100,7 @@ impl Link {
     pub(super) async fn try_out(&self, trial: &Call<'_>, topic: &str) -> Result<bool, RedisError> {
         let tried = async {
             let mut connection = self.open().await?;
-            trial.whole().exec_async(&mut connection).await.map_err(explained)?;
+            run_trial(trial, &mut connection).await.map_err(explained)?;
             subscribe(&mut connection, topic).await
         };
         match timeout(CONNECT + RESPOND, tried).await {
@@ -139,8 +140,15 @@ impl Link {
     async fn open(&self) -> Result<MultiplexedConnection, redis::RedisError> {
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(RESPOND));
-        let mut connection = self.client()?.get_multiplexed_async_connection_with_config(&config).await?;
-        redis::cmd("PING").exec_async(&mut connection).await?;
+        let client = self.client()?;
+        let opened = async {
+            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            redis::cmd("PING").exec_async(&mut connection).await.map(|()| connection)
+        };
+        let mut connection = match opened.await {
+            Ok(connection) => connection,
+            Err(error) => return Err(explain(&client, error).await),
+        };
         // A replica answers everything but what is needed. Who may not ask for the role finds out later.
         if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async(&mut connection).await {
             match role.first() {
@@ -149,7 +157,10 @@ impl Link {
                     let what = "this is a Redis Sentinel, which is not supported: the URL must lead to the primary";
                     return Err((ErrorKind::InvalidClientConfig, what).into());
                 }
-                _ => return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "this is a replica").into()),
+                _ => {
+                    let what = "this server is a replica: the URL must lead to the primary".to_owned();
+                    return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "", what).into());
+                }
             }
         }
         Ok(connection)
@@ -192,8 +203,7 @@ impl Link {
     /// Runs a script to find out whether Redis allows it. The error has Redis's words, whatever was done.
     pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<(), Error> {
         let (mut connection, number) = self.connection()?;
-        let attempted = call.whole().exec_async(&mut connection).await;
-        attempted.map_err(|error| match self.judge(&error, Kind::Read, number) {
+        run_trial(call, &mut connection).await.map_err(|error| match self.judge(&error, Kind::Read, number) {
             error @ Error::Full(_) => error,
             _ => cause(&error),
         })
@@ -257,6 +267,16 @@ fn check_provider(client: &Client) -> Result<(), RedisError> {
     let what = "no cryptography provider is installed for TLS: first thing in `main`, call \
                 `rustls::crypto::ring::default_provider().install_default()`, or that of another provider";
     Err(RedisError((ErrorKind::InvalidClientConfig, what).into()))
+}
+
+/// Runs a script in both ways in which channels need it: Redis may allow one and not the other.
+async fn run_trial(trial: &Call<'_>, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
+    trial.whole().exec_async(connection).await?;
+    match trial.command.exec_async(connection).await {
+        // Flushed since.
+        Err(error) if is_unknown_script(&error) => Ok(()),
+        ran => ran,
+    }
 }
 
 /// Subscribes on a connection for commands, which is of no other use then.

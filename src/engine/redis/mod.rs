@@ -7,12 +7,13 @@
 //! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
 //! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
 //! | `link` | the connection for commands |
-//! | `errors` | what errors of Redis and of its client mean |
+//! | `errors`, `diagnose` | what errors of Redis and of its client mean |
 //! | `index` | the names of all channels |
 //! | `feed` | the connection that hears what is published |
 
 mod ask;
 mod call;
+mod diagnose;
 mod errors;
 mod feed;
 mod index;

@@ -168,8 +168,8 @@ mod tests {
         assert!(
             matches!(engine("WRONGTYPE Operation", "0"), Error::Engine(text) if text.to_string() == "WRONGTYPE Operation")
         );
-        assert!(matches!(engine("OOM command not allowed", "0"), Error::Full(Limit::History)));
-        assert!(matches!(engine("@user_script: 7: -OOM command not allowed", "0"), Error::Full(Limit::History)));
+        assert!(matches!(engine("OOM command not allowed", "0"), Error::Full(Limit::Memory)));
+        assert!(matches!(engine("@user_script: 7: -OOM command not allowed", "0"), Error::Full(Limit::Memory)));
         assert!(matches!(engine("ERR no ROOM left", "0"), Error::Engine(_)));
         assert!(matches!(engine("OOM command not allowed", "1"), Error::Uncertain));
         let layout = appended(list(&["layout", "2"])).expect_err("it failed");

@@ -2,11 +2,15 @@
 
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use std::{
+    ffi::OsString,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,12 +52,26 @@ impl Server {
         }
     }
 
+    /// The program: `redis-server`, or what the environment variable `REDIS_SERVER` names.
+    pub fn program() -> OsString {
+        std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+    }
+
     /// Starts it, and does not wait for it.
     pub fn launch(&mut self) {
-        let child = Command::new("redis-server")
+        // Before version 7, `DEBUG` needs no permission.
+        static DEBUG: LazyLock<&[&str]> = LazyLock::new(|| {
+            let version = Command::new(Server::program()).arg("--version").output();
+            let version = version.expect("redis-server must be installed: apt-get install redis-server").stdout;
+            let old = String::from_utf8_lossy(&version).contains(" v=6.");
+            if old { &[] } else { &["--enable-debug-command", "yes"] }
+        });
+        let child = Command::new(Self::program())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--save", "", "--appendonly", "no", "--enable-debug-command", "yes", "--daemonize", "no"])
-            .args(["--logfile", "log"])
+            .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .args(*DEBUG)
+            .arg("--logfile")
+            .arg(self.directory.join("log"))
             .arg("--dir")
             .arg(&self.directory)
             .args(&self.options)
@@ -88,6 +106,15 @@ impl Server {
     /// Whether it has said something in its log.
     pub fn has_said(&self, what: &str) -> bool {
         std::fs::read_to_string(self.directory.join("log")).is_ok_and(|log| log.contains(what))
+    }
+
+    /// Removes the directory in which it saves, and has it save: that fails. Needs the option `save`.
+    pub async fn lose_directory(&self) {
+        std::fs::remove_dir_all(&self.directory).expect("it is ours");
+        drop(redis::cmd("BGSAVE").exec_async(&mut self.connection().await).await);
+        while !self.command::<String>("INFO persistence").await.contains("rdb_last_bgsave_status:err") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Ends it as a power failure would.
