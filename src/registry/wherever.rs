@@ -9,8 +9,6 @@ use super::{
     slice::{Slice, sliced, yield_now},
     waiters::Woken,
 };
-#[cfg(feature = "redis")]
-use crate::engine::Remote;
 use crate::{
     Error,
     engine::{Extent, Found, Offset, Page, Place, Reading, Remote, Start, Touch},

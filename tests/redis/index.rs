@@ -54,7 +54,7 @@ async fn shard_of(redis: &Server, name: &str) -> String {
 async fn publish_to(node: &Node, names: impl Iterator<Item = String>) {
     let names: Vec<_> = names.collect();
     for names in names.chunks(500) {
-        for made in join_all(names.iter().map(|name| node.comet.channel(name).publish(&0))).await {
+        for made in join_all(names.iter().map(|name| node.comet.channel(name).publish(0))).await {
             made.expect("it is appended");
         }
     }
@@ -73,13 +73,13 @@ async fn a_broadcast_to_10_000_channels_takes_at_most_20_round_trips() {
     let proxy = Proxy::start(redis.port()).await;
     let node = Node::start(&proxy.url()).await;
     publish_to(&node, (0..CHANNELS).map(|n| format!("/c/{n}"))).await;
-    assert_eq!(node.comet.broadcast("/c/{channel}", &1).await.expect("it answers"), CHANNELS, "registers all");
+    assert_eq!(node.comet.broadcast("/c/{channel}", 1).await.expect("it answers"), CHANNELS, "registers all");
 
     let scans = redis.calls("scan").await;
     // So late that all that the node sends together is sent before the first answer.
     proxy.set(Way::Open, Way::Late(Duration::from_millis(100)));
     let before = proxy.rounds();
-    assert_eq!(node.comet.broadcast("/c/{channel}", &2).await.expect("it answers"), CHANNELS);
+    assert_eq!(node.comet.broadcast("/c/{channel}", 2).await.expect("it answers"), CHANNELS);
     let rounds = proxy.rounds() - before;
     println!("{rounds} round trips, probes included");
     assert!(rounds <= 20, "{rounds}");
@@ -104,7 +104,7 @@ async fn the_first_broadcast_registers_the_channels_that_an_index_lacks() {
         let _: u64 = redis.command(&format!("DEL {lost}")).await;
         for (broadcast, scans) in [(1, true), (2, false)] {
             let before = redis.calls("scan").await;
-            let reached = node.comet.broadcast("/c/{channel}", &broadcast).await.expect("it answers");
+            let reached = node.comet.broadcast("/c/{channel}", broadcast).await.expect("it answers");
             assert_eq!(reached, 201, "{lost}");
             assert_eq!(redis.calls("scan").await > before, scans, "{lost} {broadcast}");
         }
@@ -119,19 +119,19 @@ async fn a_broadcast_removes_names_that_were_registered_long_ago_and_have_no_cha
     let redis = Server::start().await;
     let node = Node::start(&redis.url()).await;
     publish_to(&node, ["/c/kept", "/c/deleted", "/c/expired", "/c/again"].map(str::to_owned).into_iter()).await;
-    node.comet.broadcast("/c/{channel}", &1).await.expect("it answers");
+    node.comet.broadcast("/c/{channel}", 1).await.expect("it answers");
     node.comet.channel("/c/deleted").delete().await.expect("it exists");
     redis.command::<()>("DEL comet:{/c/expired}:channel comet:{/c/expired}:log").await;
     node.comet.channel("/c/again").delete().await.expect("it exists");
     // Registered just now: the channel may be about to be created.
-    assert_eq!(node.comet.broadcast("/c/{channel}", &2).await.expect("it answers"), 1);
+    assert_eq!(node.comet.broadcast("/c/{channel}", 2).await.expect("it answers"), 1);
     assert_eq!(names(&redis).await.len(), 4);
 
     age(&redis).await;
     publish_to(&node, ["/c/again".to_owned()].into_iter()).await;
-    assert_eq!(node.comet.broadcast("/c/{channel}", &3).await.expect("it answers"), 2);
+    assert_eq!(node.comet.broadcast("/c/{channel}", 3).await.expect("it answers"), 2);
     assert_eq!(names(&redis).await, ["/c/again", "/c/kept"]);
-    assert_eq!(node.comet.broadcast("/c/{channel}", &4).await.expect("it answers"), 2);
+    assert_eq!(node.comet.broadcast("/c/{channel}", 4).await.expect("it answers"), 2);
     assert_eq!(node.read_all("/c/again").await, [0, 3, 4]);
 }
 
@@ -153,7 +153,7 @@ async fn names_without_a_channel_leave_the_index_without_a_broadcast() {
     for n in 1_000..2_000 {
         assert!(names.binary_search(&format!("/c/old/{n}")).is_ok(), "{n}");
     }
-    assert_eq!(node.comet.broadcast("/c/old/{channel}", &1).await.expect("it answers"), 1_000);
+    assert_eq!(node.comet.broadcast("/c/old/{channel}", 1).await.expect("it answers"), 1_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,13 +161,13 @@ async fn a_name_that_is_registered_again_while_it_is_removed_stays() {
     let redis = Server::start().await;
     let proxy = Proxy::start(redis.port()).await;
     let (far, near) = (Node::start(&proxy.url()).await, Node::start(&redis.url()).await);
-    near.comet.broadcast("/c/{channel}", &0).await.expect("it answers");
+    near.comet.broadcast("/c/{channel}", 0).await.expect("it answers");
     publish_to(&near, ["/c/again".to_owned()].into_iter()).await;
     near.comet.channel("/c/again").delete().await.expect("it exists");
     age(&redis).await;
     proxy.set(Way::Open, Way::Late(Duration::from_millis(500)));
     let before = redis.calls("evalsha").await;
-    let broadcast = tokio::spawn(async move { far.comet.broadcast("/c/{channel}", &1).await });
+    let broadcast = tokio::spawn(async move { far.comet.broadcast("/c/{channel}", 1).await });
     // It has read the index, and its append has found no channel. It learns of that half a second later.
     let began = Instant::now();
     while redis.calls("evalsha").await <= before + SHARDS as u64 {
@@ -177,7 +177,7 @@ async fn a_name_that_is_registered_again_while_it_is_removed_stays() {
     near.publish_surely("/c/again", 2).await;
     assert_eq!(broadcast.await.expect("no panic").expect("it answers"), 0);
     assert_eq!(names(&redis).await, ["/c/again"]);
-    assert_eq!(near.comet.broadcast("/c/{channel}", &3).await.expect("it answers"), 1);
+    assert_eq!(near.comet.broadcast("/c/{channel}", 3).await.expect("it answers"), 1);
     assert_eq!(near.read_all("/c/again").await, [2, 3]);
 }
 
@@ -225,7 +225,7 @@ async fn the_appends_that_create_a_channel_keep_their_order() {
     for round in 0..20 {
         let names: Vec<_> = (0..5).map(|n| format!("/c/{round}-{n}")).collect();
         let appends = (0..100).flat_map(|number| names.iter().map(move |name| (name, number)));
-        let made = appends.map(|(name, number)| node.comet.channel(name).publish(&number));
+        let made = appends.map(|(name, number)| node.comet.channel(name).publish(number));
         for made in join_all(made).await {
             made.expect("it is appended");
         }
@@ -244,12 +244,12 @@ async fn without_memory_for_the_index_no_channel_is_created() {
     for name in ["/c/created", "/c/appended"] {
         let refused = match name {
             "/c/created" => node.comet.channel(name).create(Create::new("application/json")).await,
-            _ => node.comet.channel(name).publish(&1).await,
+            _ => node.comet.channel(name).publish(1).await,
         };
         assert!(matches!(refused, Err(tower_comet::Error::Full(_))), "{refused:?}");
         assert!(!redis.command::<bool>(&format!("EXISTS comet:{{{name}}}:channel")).await, "{name}");
     }
     redis.set("maxmemory", "0").await;
     node.publish_surely("/c/appended", 2).await;
-    assert_eq!(node.comet.broadcast("/c/{channel}", &3).await.expect("it answers"), 2);
+    assert_eq!(node.comet.broadcast("/c/{channel}", 3).await.expect("it answers"), 2);
 }
