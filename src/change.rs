@@ -56,17 +56,28 @@ enum Stage {
 
 enum What {
     Append {
-        /// `None` only closes the stream.
-        batch: Option<Batch>,
+        content: Content,
         close: bool,
         stamp: Option<Stamp>,
         /// It may have been made before, by this process.
         again: bool,
     },
-    /// Bytes for a channel whose type is not known before it is asked for.
-    Bytes(Bytes),
     Create(Box<Creation>),
     Delete,
+}
+
+enum Content {
+    /// None: the append only closes the channel.
+    None,
+    Batch(Batch),
+    /// Bytes for a channel whose type is not known before it is requested.
+    Bytes(Bytes),
+}
+
+impl What {
+    fn append(content: Content) -> Self {
+        Self::Append { content, close: false, stamp: None, again: false }
+    }
 }
 
 impl Change {
@@ -75,16 +86,16 @@ impl Change {
     }
 
     pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
-        let what = batch.map(|batch| What::Append { batch: Some(batch), close: false, stamp: None, again: false });
+        let what = batch.map(|batch| What::append(Content::Batch(batch)));
         Self { registry, name, stage: what.map_or_else(Stage::Refused, Stage::Begun) }
     }
 
     pub(crate) fn bytes(registry: Arc<Registry>, name: Arc<str>, bytes: Bytes) -> Self {
-        Self::new(registry, name, What::Bytes(bytes))
+        Self::new(registry, name, What::append(Content::Bytes(bytes)))
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self::new(registry, name, What::Append { batch: None, close: true, stamp: None, again: false })
+        Self::new(registry, name, What::append(Content::None)).and_close()
     }
 
     pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Result<Creation, Error>) -> Self {
@@ -190,15 +201,19 @@ impl What {
     /// Makes the change in memory, unless it is a fork. A refused change can be retried.
     fn make(&mut self, registry: &Registry, name: &str) -> Result<(Offset, Woken), Error> {
         match self {
-            Self::Append { batch, close, stamp, again } => {
+            Self::Append { content, close, stamp, again } => {
                 let (create, stamp) = (Some(registry.json()), stamp.as_ref());
-                let mut append = Append { batch: batch.take(), create, close: *close, stamp, ..Append::default() };
+                let batch = match mem::replace(content, Content::None) {
+                    Content::None => None,
+                    Content::Batch(batch) => Some(batch),
+                    Content::Bytes(_) => unreachable!("the type of a channel in memory is known at once"),
+                };
+                let mut append = Append { batch, create, close: *close, stamp, ..Append::default() };
                 let made = registry.append(name, &mut append);
-                *batch = append.batch;
+                *content = append.batch.map_or(Content::None, Content::Batch);
                 let (appended, woken) = made?;
                 Ok((accepted(&appended, stamp, *again)?, woken))
             }
-            Self::Bytes(_) => unreachable!("the type of a channel in memory is known at once"),
             Self::Create(creation) => registry.create(name, creation).map(|(created, woken)| (created.tail, woken)),
             Self::Delete => registry.delete(name),
         }
@@ -206,20 +221,21 @@ impl What {
 
     async fn make_anywhere(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
         match self {
-            Self::Append { batch, close, stamp, again } => {
-                append(registry, name, batch, close, stamp.as_ref(), again).await
-            }
-            Self::Bytes(bytes) => {
+            Self::Append { content, close, stamp, again } => {
+                let append = async |batch| append(registry, name, batch, close, stamp.as_ref(), again).await;
+                let bytes = match content {
+                    Content::None => return append(None).await,
+                    Content::Batch(batch) => return append(Some(batch)).await,
+                    Content::Bytes(bytes) => bytes,
+                };
                 let appended = match Batch::json(&bytes) {
-                    Ok(batch) => append(registry, name, Some(batch), false, None, false).await,
+                    Ok(batch) => append(Some(batch)).await,
                     Err(error) => Err(error),
                 };
                 // Most channels hold JSON, so the type is requested only after an append of JSON was refused.
                 let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
                 match registry.peek_anywhere(name).await? {
-                    Some(known) if !is_json(&known.content_type) => {
-                        append(registry, name, Some(Batch::copy(&bytes)?), false, None, false).await
-                    }
+                    Some(known) if !is_json(&known.content_type) => append(Some(Batch::copy(&bytes)?)).await,
                     _ => appended,
                 }
             }
@@ -257,7 +273,7 @@ fn accepted(appended: &Appended, stamp: Option<&Stamp>, again: bool) -> Result<O
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stage = match &self.stage {
-            Stage::Begun(What::Append { .. } | What::Bytes(_)) => "append",
+            Stage::Begun(What::Append { .. }) => "append",
             Stage::Begun(What::Create(_)) => "create",
             Stage::Begun(What::Delete) => "delete",
             Stage::Refused(_) => "refused",

@@ -2,12 +2,16 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
-    Change, Create, Offset, Producer, Subscription,
+    Change, Create, Error, Offset, Producer, Subscription,
     engine::{Batch, Start, is_json},
-    registry::Registry,
+    registry::{Lifetime, Peek, Registry},
 };
 
 /// A channel, by name: what a server publishes to.
@@ -278,6 +282,34 @@ impl Channel {
         Subscription::new(self.registry.clone(), self.name.clone(), start)
     }
 
+    /// Returns what the channel is, or `None` if it does not exist. On Redis, this asks Redis. It does not renew an idle lifetime.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](crate::Error::Gone) if the channel was deleted and its forks keep its name taken. On Redis also
+    /// [`Unreachable`](crate::Error::Unreachable), [`Engine`](crate::Error::Engine) and [`Layout`](crate::Error::Layout).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is changed.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// # use tower_comet::{Comet, Error};
+    /// let log = Comet::new().channel("/build/42");
+    /// assert!(log.info().await?.is_none());
+    ///
+    /// log.create("text/plain").await?;
+    /// let end = log.append("compiling…\n").await?;
+    /// let info = log.info().await?.expect("it exists");
+    /// assert_eq!((info.content_type(), info.tail(), info.appends(), info.is_closed()), ("text/plain", end, 1, false));
+    /// # Ok::<(), Error>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn info(&self) -> Result<Option<ChannelInfo>, Error> {
+        Ok(self.registry.peek_anywhere(&self.name).await?.map(ChannelInfo))
+    }
+
     /// The offset just after the last append.
     ///
     /// On Redis this asks nobody. It is what this process knows, and it knows the channels that are waited on here: of
@@ -309,5 +341,64 @@ impl Channel {
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What a channel is: see [`Channel::info`].
+#[derive(Clone)]
+pub struct ChannelInfo(Peek);
+
+impl ChannelInfo {
+    /// Returns the offset just after the last append.
+    #[must_use]
+    pub fn tail(&self) -> Offset {
+        self.0.tail
+    }
+
+    /// Returns the content type, as it was given when the channel was created.
+    #[must_use]
+    pub fn content_type(&self) -> &str {
+        &self.0.content_type
+    }
+
+    /// Returns the number of appends that the channel keeps.
+    #[must_use]
+    pub fn appends(&self) -> usize {
+        self.0.history
+    }
+
+    /// Whether the channel is closed: see [`Channel::close`].
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.closed
+    }
+
+    /// Returns how long the channel may be neither read nor written before it expires: see [`Create::idle`](crate::Create).
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        match self.0.lifetime {
+            Lifetime::Idle(window) => Some(window),
+            _ => None,
+        }
+    }
+
+    /// Returns when the channel expires, if its lifetime has a fixed end.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        match self.0.lifetime {
+            Lifetime::Until(end) => Some(end),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for ChannelInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelInfo")
+            .field("tail", &self.tail())
+            .field("content_type", &self.content_type())
+            .field("appends", &self.appends())
+            .field("is_closed", &self.is_closed())
+            .finish_non_exhaustive()
     }
 }

@@ -146,7 +146,7 @@ pub use body::{BodyError, NoBody, ResponseBody};
 pub use broadcast::Broadcast;
 pub use builder::CometBuilder;
 pub use change::Change;
-pub use channel::Channel;
+pub use channel::{Channel, ChannelInfo};
 pub use comet::{Comet, Stats};
 pub use create::Create;
 #[cfg(feature = "redis")]
@@ -160,7 +160,7 @@ pub use faults::Rule;
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
 pub use outcome::{Outcome, OutcomeKind};
-pub use producer::Producer;
+pub use producer::{Producer, ProducerChange};
 pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

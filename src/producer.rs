@@ -1,9 +1,16 @@
 //! Publishing exactly once.
 
+use bytes::Bytes;
 use serde::Serialize;
-use std::{fmt, future::Future, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
-use crate::{Change, Channel, Error, Offset, engine::Stamp};
+use crate::{Change, Channel, Error, Offset, change::block_on, engine::Stamp};
 
 /// Publishes to a channel with a number on each message, so that a message that is sent again is not there twice, and one
 /// that is missing is noticed (Durable Streams, section 5.2.1).
@@ -41,45 +48,145 @@ impl Producer {
         Self { channel, id: id.into(), epoch, next: 0, sent: false }
     }
 
-    /// Appends a value as one JSON message, with the next number. Resolves to the offset just after it.
-    ///
-    /// The number is used up when the append was made, and not when it was refused.
+    /// Appends a value as one JSON message, with the next number. Takes the value itself or a reference to it.
     ///
     /// # Errors
     ///
-    /// As for [`Channel::publish`]; [`Error::Invalid`] if the id or the epoch is invalid: see [`Channel::producer`];
-    /// [`Error::Fenced`] if a later epoch has taken over; [`Error::UnknownProducer`] if the channel does not know the
-    /// producer any more, because it was created anew or too many others have published since; on Redis, [`Error::Gap`] if
-    /// the channel has lost the latest messages of the producer.
+    /// Those of [`ProducerChange`], and those of [`Channel::publish`].
     ///
-    /// On Redis also [`Error::Unreachable`], [`Error::Engine`], [`Error::Layout`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
-    /// until this resolves: it is there once. Another value in its place would be taken for it, and be lost if it was made.
-    ///
-    /// # Cancel safety
-    ///
-    /// Until it is polled nothing has happened. With the logs in memory, a poll does all of it. On Redis, one that is dropped on its
-    /// way may have been made: as after [`Error::Uncertain`], publish the same value again.
-    pub fn publish<T: Serialize>(
-        &mut self,
-        value: T,
-    ) -> impl Future<Output = Result<Offset, Error>> + Send + use<'_, T> {
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let orders = Comet::new().channel("/orders");
+    /// let mut producer = orders.producer("billing", 1);
+    /// producer.publish("order 1").wait()?;
+    /// let end = producer.publish_last("order 2").wait()?;
+    /// assert_eq!(orders.tail(), end);
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn publish<T: Serialize>(&mut self, value: T) -> ProducerChange<'_> {
         let change = self.channel.publish(value);
-        self.send(change)
+        self.stamp(change)
     }
 
-    async fn send(&mut self, change: Change) -> Result<Offset, Error> {
-        let stamp = Stamp::new(self.id.clone(), self.epoch, self.next).map_err(Error::Invalid)?;
-        // Set for as long as it is on its way, as this may be dropped there.
-        let before = std::mem::replace(&mut self.sent, true);
-        let done = change.stamped(stamp, before).await;
-        match &done {
+    /// Appends bytes of the channel's content type, with the next number: see [`Channel::append`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ProducerChange`], and those of [`Channel::append`].
+    ///
+    /// ```
+    /// # use tower_comet::{Comet, Error};
+    /// let log = Comet::new().channel("/build/42");
+    /// log.create("text/plain").wait()?;
+    /// let mut producer = log.producer("compiler", 0);
+    /// producer.append("compiling…\n").wait()?;
+    /// producer.close().wait()?;
+    /// assert_eq!((log.history(), log.is_closed()), (1, true));
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn append(&mut self, bytes: impl Into<Bytes>) -> ProducerChange<'_> {
+        let change = self.channel.append(bytes);
+        self.stamp(change)
+    }
+
+    /// Appends a value as one JSON message and closes the channel, in one step, with the next number.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ProducerChange`], and those of [`Channel::publish_last`].
+    pub fn publish_last<T: Serialize>(&mut self, value: T) -> ProducerChange<'_> {
+        let change = self.channel.publish_last(value);
+        self.stamp(change)
+    }
+
+    /// Closes the channel, with the next number.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ProducerChange`], and those of [`Channel::close`].
+    pub fn close(&mut self) -> ProducerChange<'_> {
+        let change = self.channel.close();
+        self.stamp(change)
+    }
+
+    fn stamp(&mut self, change: Change) -> ProducerChange<'_> {
+        let change = match Stamp::new(self.id.clone(), self.epoch, self.next) {
+            Ok(stamp) => Ok(change.stamped(stamp, self.sent)),
+            Err(reason) => Err(Some(Error::Invalid(reason))),
+        };
+        let sent_before = self.sent;
+        ProducerChange { producer: self, change, sent_before }
+    }
+}
+
+/// A change to a channel by a [`Producer`]. Resolves to the offset where the channel ends when it is made.
+///
+/// The number is used up when the change was made, and not when it was refused.
+///
+/// # Errors
+///
+/// As for [`Channel::publish`]; [`Error::Invalid`] if the id or the epoch is invalid: see [`Channel::producer`];
+/// [`Error::Fenced`] if a later epoch has taken over; [`Error::UnknownProducer`] if the channel does not know the
+/// producer any more, because it was created anew or too many others have published since; on Redis, [`Error::Gap`] if
+/// the channel has lost the latest messages of the producer.
+///
+/// On Redis also [`Error::Unreachable`], [`Error::Engine`], [`Error::Layout`], and [`Error::Uncertain`] if it may have been made. Publish the same value again then,
+/// until this resolves: it is there once. Another value in its place would be taken for it, and be lost if it was made.
+///
+/// # Cancel safety
+///
+/// Nothing happens before the first poll. With the logs in memory, a poll makes the change. On Redis, a change that is dropped while
+/// it is in flight may have been made: as after [`Error::Uncertain`], make the same change again.
+///
+/// # Panics
+///
+/// If polled again after it was ready.
+#[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
+pub struct ProducerChange<'a> {
+    producer: &'a mut Producer,
+    /// Or that the id or the epoch is invalid.
+    change: Result<Change, Option<Error>>,
+    /// Whether a change with this number was sent before, and its outcome is unknown.
+    sent_before: bool,
+}
+
+impl ProducerChange<'_> {
+    /// Blocks the thread until the change is made: see [`Change::wait`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the change.
+    pub fn wait(self) -> Result<Offset, Error> {
+        block_on(self)
+    }
+}
+
+impl Future for ProducerChange<'_> {
+    type Output = Result<Offset, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { producer, change, sent_before } = &mut *self;
+        let change = match change {
+            Ok(change) => change,
+            Err(error) => return Poll::Ready(Err(error.take().expect("`ProducerChange` polled after it was ready"))),
+        };
+        // Set while the change is in flight, because this may be dropped then.
+        producer.sent = true;
+        let made = ready!(Pin::new(change).poll(cx));
+        match &made {
             Ok(_) => {
-                self.next += 1;
-                self.sent = false;
+                producer.next += 1;
+                producer.sent = false;
             }
-            Err(error) => self.sent = before || matches!(error, Error::Uncertain),
+            Err(error) => producer.sent = *sent_before || matches!(error, Error::Uncertain),
         }
-        done
+        Poll::Ready(made)
+    }
+}
+
+impl fmt::Debug for ProducerChange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProducerChange").field("producer", &self.producer).finish_non_exhaustive()
     }
 }
 

@@ -161,7 +161,7 @@ impl Begun {
 }
 
 /// What a channel is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peek {
     pub(crate) content_type: MediaType,
     pub(crate) tail: Offset,

@@ -186,3 +186,29 @@ async fn a_producer_of_a_log_that_was_set_back_to_before_it_is_refused_for_good(
     assert_eq!((told(&seen), &*seen.reason()), ((403, None, Some("0")), "unknown-producer"));
     assert_eq!(node.send(message_of("till", strict, 1, 0)).await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_appends_bytes_and_closes_and_another_process_sees_what_the_channel_is() {
+    let redis = Server::start().await;
+    let (here, there) = (Node::start(&redis.url()).await, Node::start(&redis.url()).await);
+    let channel = here.comet.channel("/build/42");
+    assert!(there.comet.channel("/build/42").info().await.unwrap().is_none());
+    channel.create("text/plain").await.unwrap();
+    let mut producer = channel.producer("compiler", 0);
+    for line in ["one\n", "[2]", ""] {
+        // JSON, text that is JSON as well, and nothing.
+        assert_eq!(producer.append(line).await.is_ok(), !line.is_empty(), "{line:?}");
+    }
+    drop(producer.append("never polled"));
+    let end = producer.append("three").await.unwrap();
+    let closed = producer.close().await.unwrap();
+    assert_eq!(closed, end);
+    assert!(matches!(producer.append("four").await, Err(tower_comet::Error::Closed)));
+
+    let info = there.comet.channel("/build/42").info().await.unwrap().expect("it exists");
+    assert_eq!((info.content_type(), info.tail(), info.appends(), info.is_closed()), ("text/plain", end, 3, true));
+    assert_eq!((info.idle(), info.expires_at()), (None, None));
+    let route = tower_comet::Route::new().content_type("text/plain").read_by_anyone();
+    let layer = tower_comet::CometLayer::new(there.comet).route("/{*path}", route);
+    assert_eq!(crate::common::send(&layer, crate::common::get("/build/42?offset=-1")).await.text(), "one\n[2]three");
+}
