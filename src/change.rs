@@ -14,7 +14,7 @@ use std::{
 use crate::{
     Error, Offset,
     engine::{Batch, Stamp, is_json},
-    registry::{Append, Appended, Creation, Registry, Woken, poll_sliced},
+    registry::{Append, Appended, Creation, Local, Registry, Woken, poll_sliced},
     sync::assert_unlocked,
 };
 
@@ -183,15 +183,13 @@ impl What {
     /// Makes the change if the logs are in memory, it is no fork, and no more channels have to be evicted first. Otherwise
     /// returns a future that makes it.
     fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<Stage, Error> {
-        if registry.remote().is_none() && !self.is_fork() {
-            let now = registry.now();
-            match self.make(registry, name) {
-                Err(Error::Full(_)) if registry.may_have_room(now) => {}
-                made => return made.map(|(tail, woken)| Stage::Waking(woken, tail)),
+        if !self.is_fork() {
+            if let Some(made) = registry.at_once(|local| self.make(registry, local, name)) {
+                return made.map(|(tail, woken)| Stage::Waking(woken, tail));
             }
         }
         let (registry, name, what) = (registry.clone(), name.clone(), mem::replace(self, Self::Delete));
-        Ok(Stage::Running(Box::pin(async move { what.make_anywhere(&registry, &name).await })))
+        Ok(Stage::Running(Box::pin(async move { what.make_awaited(&registry, &name).await })))
     }
 
     fn is_fork(&self) -> bool {
@@ -199,7 +197,7 @@ impl What {
     }
 
     /// Makes the change in memory, unless it is a fork. A refused change can be retried.
-    fn make(&mut self, registry: &Registry, name: &str) -> Result<(Offset, Woken), Error> {
+    fn make(&mut self, registry: &Registry, local: Local, name: &str) -> Result<(Offset, Woken), Error> {
         match self {
             Self::Append { content, close, stamp, again } => {
                 let (create, stamp) = (Some(registry.json()), stamp.as_ref());
@@ -209,17 +207,19 @@ impl What {
                     Content::Bytes(_) => unreachable!("the type of a channel in memory is known at once"),
                 };
                 let mut append = Append { batch, create, close: *close, stamp, ..Append::default() };
-                let made = registry.append(name, &mut append);
+                let made = registry.append_local(local, name, &mut append);
                 *content = append.batch.map_or(Content::None, Content::Batch);
                 let (appended, woken) = made?;
                 Ok((accepted(&appended, stamp, *again)?, woken))
             }
-            Self::Create(creation) => registry.create(name, creation).map(|(created, woken)| (created.tail, woken)),
-            Self::Delete => registry.delete(name),
+            Self::Create(creation) => {
+                registry.create_local(local, name, creation).map(|(created, woken)| (created.tail, woken))
+            }
+            Self::Delete => registry.delete_local(local, name),
         }
     }
 
-    async fn make_anywhere(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
+    async fn make_awaited(self, registry: &Registry, name: &str) -> Result<Offset, Error> {
         match self {
             Self::Append { content, close, stamp, again } => {
                 let append = async |batch| append(registry, name, batch, close, stamp.as_ref(), again).await;
@@ -234,13 +234,13 @@ impl What {
                 };
                 // Most channels hold JSON, so the type is requested only after an append of JSON was refused.
                 let Err(Error::Json(_) | Error::Empty | Error::ContentType { .. }) = appended else { return appended };
-                match registry.peek_anywhere(name).await? {
+                match registry.peek(name).await? {
                     Some(known) if !is_json(&known.content_type) => append(Some(Batch::copy(&bytes)?)).await,
                     _ => appended,
                 }
             }
-            Self::Create(creation) => registry.create_anywhere(name, &creation).await.map(|created| created.tail),
-            Self::Delete => registry.delete_anywhere(name).await,
+            Self::Create(creation) => registry.create(name, &creation).await.map(|created| created.tail),
+            Self::Delete => registry.delete(name).await,
         }
     }
 }
@@ -254,7 +254,7 @@ async fn append(
     again: bool,
 ) -> Result<Offset, Error> {
     let append = Append { batch, create: Some(registry.json()), close, stamp, ..Append::default() };
-    accepted(&registry.append_anywhere(name, append).await?, stamp, again)
+    accepted(&registry.append(name, append).await?, stamp, again)
 }
 
 /// Returns the tail, or `Fenced` if another producer uses the same id and epoch. In process only an append with `again`

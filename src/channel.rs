@@ -111,14 +111,14 @@ impl Channel {
     /// ```
     pub fn append(&self, bytes: impl Into<Bytes>) -> Change {
         let bytes = bytes.into();
-        if self.registry.remote().is_some() {
-            return Change::bytes(self.registry.clone(), self.name.clone(), bytes);
+        // The bytes are parsed now, so the type is read now. The append checks that the channel still has it.
+        match self.registry.content_type_now(&self.name) {
+            None => Change::bytes(self.registry.clone(), self.name.clone(), bytes),
+            Some(content_type) => {
+                let batch = if is_json(&content_type) { Batch::json(&bytes) } else { Batch::copy(&bytes) };
+                Change::append(self.registry.clone(), self.name.clone(), batch)
+            }
         }
-        // The type is looked at now, as the encoding is done now; the append itself checks that it still holds.
-        let known = self.registry.peek(&self.name).ok().flatten();
-        let json = known.is_none_or(|known| is_json(&known.content_type));
-        let batch = if json { Batch::json(&bytes) } else { Batch::copy(&bytes) };
-        Change::append(self.registry.clone(), self.name.clone(), batch)
     }
 
     /// Appends a value as one JSON message and ends the stream, in one step: who waits is given both. Resolves to the
@@ -307,7 +307,7 @@ impl Channel {
     /// # }).unwrap();
     /// ```
     pub async fn info(&self) -> Result<Option<ChannelInfo>, Error> {
-        Ok(self.registry.peek_anywhere(&self.name).await?.map(ChannelInfo))
+        Ok(self.registry.peek(&self.name).await?.map(ChannelInfo))
     }
 
     /// The offset just after the last append.
@@ -328,13 +328,13 @@ impl Channel {
     /// How many appends are kept. On Redis, by this process: see [`tail`](Self::tail).
     #[must_use]
     pub fn history(&self) -> usize {
-        self.registry.peek(&self.name).ok().flatten().map_or(0, |peek| peek.history)
+        self.registry.peek_local(&self.name).ok().flatten().map_or(0, |peek| peek.history)
     }
 
     /// Whether the stream has ended: see [`close`](Self::close). On Redis, as far as this process knows: see [`tail`](Self::tail).
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.registry.peek(&self.name).ok().flatten().is_some_and(|peek| peek.closed)
+        self.registry.peek_local(&self.name).ok().flatten().is_some_and(|peek| peek.closed)
     }
 }
 

@@ -234,7 +234,8 @@ mod tests {
 
     impl Remote for Engine {
         fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-            let done = self.logs.append(name, &mut append.clone()).map(|(done, _)| done);
+            let done =
+                self.logs.append_local(self.logs.assert_local(), name, &mut append.clone()).map(|(done, _)| done);
             match self.how.load(Relaxed) {
                 ANSWERS => Box::pin(ready(done)),
                 IS_LOST => Box::pin(ready(Err(Error::Uncertain))),
@@ -243,11 +244,13 @@ mod tests {
         }
 
         fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
-            Box::pin(ready(self.logs.create(name, creation).map(|(created, _)| created)))
+            Box::pin(ready(
+                self.logs.create_local(self.logs.assert_local(), name, creation).map(|(created, _)| created),
+            ))
         }
 
         fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
-            Box::pin(ready(self.logs.delete(name).map(|(tail, _)| tail)))
+            Box::pin(ready(self.logs.delete_local(self.logs.assert_local(), name).map(|(tail, _)| tail)))
         }
 
         fn append_each<'a>(&'a self, _: &'a [String], _: &'a Append<'a>) -> Answer<'a, Vec<Result<Appended, Error>>> {
@@ -305,7 +308,7 @@ mod tests {
             engine.clone(),
             Faults::default(),
         )));
-        let appends = || engine.logs.peek("/orders").unwrap().unwrap().history;
+        let appends = || engine.logs.peek_local("/orders").unwrap().unwrap().history;
         let mut producer = comet.channel("/orders").producer("till", 1);
         producer.publish("one").await.unwrap();
 

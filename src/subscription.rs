@@ -75,10 +75,7 @@ const ONE: usize = 0;
 impl Subscription {
     pub(crate) fn new(registry: Arc<Registry>, name: Arc<str>, start: Start) -> Self {
         // "From now" is decided here and not when `recv` is called. A remote engine has to be asked for it.
-        let place = match start {
-            Start::Tail if registry.remote().is_none() => Start::After(registry.tail(&name)),
-            start => start,
-        };
+        let place = registry.resolve_now(&name, start);
         Self { registry, name, place, append: None, last: None, step: Step::Idle }
     }
 
@@ -193,7 +190,7 @@ impl Subscription {
                 Step::Idle => {
                     self.registry.check_name(&self.name)?;
                     let (registry, name, place) = (self.registry.clone(), self.name.clone(), self.place);
-                    let read = async move { registry.read_or_wait_anywhere(&name, place, ONE.into()).await };
+                    let read = async move { registry.read_or_wait(&name, place, ONE.into()).await };
                     self.step = Step::Reading(Mutex::new(Box::pin(read)));
                 }
                 Step::Reading(read) => {

@@ -292,12 +292,12 @@ async fn a_number_is_used_up_by_what_was_appended_and_by_nothing_else() {
     let mut producer = channel.producer("p", 0);
     drop(producer.publish("never polled"));
     producer.publish("one").await.unwrap();
-    assert!(matches!(producer.publish(&"x".repeat(200)).await, Err(Error::TooLarge { .. })));
-    producer.publish(&f64::NAN).await.expect("JSON has a null for it");
+    assert!(matches!(producer.publish("x".repeat(200)).await, Err(Error::TooLarge { .. })));
+    producer.publish(f64::NAN).await.expect("JSON has a null for it");
     comet.channel("/other").create(Create::new("text/plain").content(vec![b'x'; 100])).await.unwrap();
     let mut refused = 0;
     for _ in 0..5 {
-        match producer.publish(&"y".repeat(60)).await {
+        match producer.publish("y".repeat(60)).await {
             Ok(_) => {}
             Err(Error::Full(Limit::History)) => refused += 1,
             Err(other) => panic!("{other:?}"),

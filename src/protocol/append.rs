@@ -92,10 +92,10 @@ async fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, 
         stamp: asked.stamp.as_ref(),
         broadcast: None,
     };
-    match registry.append_anywhere(name, append).await {
+    match registry.append(name, append).await {
         Ok(done) => Ok(appended(&done, content)),
         Err(Error::Closed) => {
-            let end = registry.peek_anywhere(name).await?.map(|channel| channel.tail);
+            let end = registry.peek(name).await?.map(|channel| channel.tail);
             Err(Problem::closed(end.unwrap_or_else(|| registry.absent_tail(name))))
         }
         Err(error) if asked.stamp.is_some() => Err(Problem::from(error).repeatable()),
@@ -113,13 +113,13 @@ async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Pr
         return Err(Problem::bad_request("content-type", "an append says its `Content-Type`"));
     };
     let batch = || if is_json(content_type) { Batch::json(&bytes) } else { Batch::bytes(bytes.clone()) };
-    if target.registry.remote().is_some() {
-        // The engine is asked what the channel is only if there is something to object to.
+    if target.registry.content_type_now(&target.name).is_none() {
+        // A remote engine is asked for the channel's type only if there is something to object to.
         if let Ok(batch) = batch() {
             return Ok(batch);
         }
     }
-    let channel = target.registry.peek_anywhere(&target.name).await?;
+    let channel = target.registry.peek(&target.name).await?;
     // Nothing is said of the content to a stream that has ended: the registry says that.
     if channel.as_ref().is_some_and(|channel| channel.closed) {
         return Ok(Batch::bytes(bytes)?);

@@ -131,7 +131,7 @@ async fn create(target: &Target, asked: Asked, source: Option<String>, content: 
     let fork =
         asked.fork.zip(source).map(|(fork, source)| Fork { source: source.into(), at: fork.at, part: fork.part });
     let creation = Creation { content_type, lifetime: asked.lifetime, closed: asked.closed, content, fork };
-    let done = target.registry.create_anywhere(&target.name, &creation).await.map_err(|error| match error {
+    let done = target.registry.create(&target.name, &creation).await.map_err(|error| match error {
         // A path that is there in another way, or was: the protocol has one answer for both.
         Error::Gone(_) => Error::Conflict.into(),
         error => Problem::from(error).repeatable(),

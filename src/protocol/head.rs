@@ -6,7 +6,7 @@ use super::{Answer, Target, answer, headers, lifetime, problem::Problem};
 use crate::{OutcomeKind, engine::Start};
 
 pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
-    let channel = target.registry.peek_anywhere(&target.name).await?;
+    let channel = target.registry.peek(&target.name).await?;
     let mut answer = answer::empty(StatusCode::OK, OutcomeKind::Read);
     let map = answer.headers_mut();
     match channel {
@@ -21,7 +21,7 @@ pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
         None if target.route.strict => return Err(Problem::not_found()),
         None => {
             answer::of_type(map, &target.route.content_type);
-            let nothing = target.registry.read_anywhere(&target.name, Start::Tail, 0.into()).await?;
+            let nothing = target.registry.read(&target.name, Start::Tail, 0.into()).await?;
             map.insert(headers::NEXT_OFFSET, headers::offset(nothing.next));
         }
     }

@@ -13,25 +13,21 @@ use super::{
 use crate::{
     Error, OutcomeKind,
     engine::{Gone, Reason, Start},
-    registry::Begun,
+    registry::{Begun, LiveRead},
 };
 
 pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> Reply {
-    if target.registry.remote().is_none() {
-        let (name, limit) = (&target.name, target.route.max_chunk.into());
-        let begun = match asked.live {
-            Some(Live::LongPoll) => target.registry.read_or_wait(name, asked.start, limit),
-            Some(Live::Sse) | None => target.registry.read(name, asked.start, limit).map(Begun::Read),
-        };
-        return go_on(&target, &asked, begun.map_err(Error::Gone), seen.as_ref());
+    let live = match asked.live {
+        Some(Live::LongPoll) => LiveRead::Wait,
+        Some(Live::Sse) => LiveRead::Follow,
+        None => LiveRead::None,
+    };
+    let (start, extent) = (asked.start, target.route.max_chunk.into());
+    if let Some(begun) = target.registry.begin_read_at_once(&target.name, start, extent, live) {
+        return go_on(&target, &asked, begun, seen.as_ref());
     }
     Reply::Later(Box::pin(async move {
-        let (name, limit) = (&target.name, target.route.max_chunk.into());
-        let begun = match asked.live {
-            Some(Live::LongPoll) => target.registry.read_or_wait_anywhere(name, asked.start, limit).await,
-            Some(Live::Sse) => target.registry.read_and_follow(name, asked.start, limit).await.map(Begun::Read),
-            None => target.registry.read_anywhere(name, asked.start, limit).await.map(Begun::Read),
-        };
+        let begun = target.registry.begin_read(&target.name, start, extent, live).await;
         go_on(&target, &asked, begun, seen.as_ref())
     }))
 }

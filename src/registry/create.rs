@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Created, Creation, Lifetime, Registry,
+    Created, Creation, Lifetime, Local, Registry,
     entry::{Entry, Kept, State},
     waiters::Woken,
 };
@@ -15,7 +15,7 @@ use crate::{
 impl Registry {
     /// Creates a channel that is no [fork](Self::fork). It stays until it is deleted or its lifetime ends. One that
     /// exists must have been created in the same way; its content is not compared, and nothing is appended to it.
-    pub(crate) fn create(&self, name: &str, creation: &Creation) -> Result<(Created, Woken), Error> {
+    pub(crate) fn create_local(&self, _: Local, name: &str, creation: &Creation) -> Result<(Created, Woken), Error> {
         debug_assert!(creation.fork.is_none(), "a fork takes more than one poll");
         self.check_name(name)?;
         // A channel that exists is compared before the content of a new one is checked.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::{
-    Registry,
+    Local, Registry,
     entry::{Entry, Kept, Parent, State},
     expiry::STEP,
     slice::Slice,
@@ -19,7 +19,7 @@ impl Registry {
     /// Deletes a channel and its log. Returns its tail and the waiters to wake.
     ///
     /// While it has forks its name stays taken; they have what they inherited.
-    pub(crate) fn delete(&self, name: &str) -> Result<(Offset, Woken), Error> {
+    pub(crate) fn delete_local(&self, _: Local, name: &str) -> Result<(Offset, Woken), Error> {
         self.check_name(name)?;
         self.change(name, |entry, state, now| {
             let kept = self.living(entry, state, now).ok_or(Error::Unknown)?;
@@ -47,7 +47,7 @@ impl Registry {
     /// Removes the log of a channel. Returns whether there was one.
     pub(super) fn forget(&self, entry: &Entry, state: &mut State) -> bool {
         let Some(kept) = self.take_out(state) else { return false };
-        if self.remote.is_none() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
+        if self.local().is_some() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
             // A client with an older absent tail has missed messages. Number this ending, so that the absent tail is
             // refused.
             state.since = self.endings.note(self.map.hash(entry.name()));

@@ -339,7 +339,7 @@ mod tests {
                 };
                 let entry = registry.enter("/x");
                 let key = entry.lock().waiters.park(Waker::noop().clone());
-                let (_, woken) = registry.create("/x", &creation).unwrap();
+                let (_, woken) = registry.create_local(registry.assert_local(), "/x", &creation).unwrap();
                 // The woken wait parks again before anything else happens.
                 woken.wake();
                 assert!(entry.lock().waiters.remove(key).is_none());
@@ -366,7 +366,7 @@ mod tests {
     fn broadcast(registry: &Registry, name: &str) -> Result<(), Error> {
         let batch = Some(crate::engine::Batch::value("x").unwrap());
         let mut append = Append { batch, create: Some(registry.json()), broadcast: Some(7), ..Append::default() };
-        registry.append(name, &mut append).map(|(_, woken)| woken.wake())
+        registry.append_local(registry.assert_local(), name, &mut append).map(|(_, woken)| woken.wake())
     }
 
     #[test]
@@ -380,7 +380,7 @@ mod tests {
         let append = |content_type| {
             let batch = Some(crate::engine::Batch::value("y").unwrap());
             let mut append = Append { batch, content_type, create: Some(registry.json()), ..Append::default() };
-            registry.append("/x", &mut append).map(|(_, woken)| woken.wake())
+            registry.append_local(registry.assert_local(), "/x", &mut append).map(|(_, woken)| woken.wake())
         };
         assert!(matches!(append(Some(&text)), Err(Error::ContentType { .. })));
         assert!(is_transient());
@@ -394,7 +394,7 @@ mod tests {
         let publish = |name: &str| {
             let batch = Some(crate::engine::Batch::value("y").unwrap());
             let mut append = Append { batch, create: Some(registry.json()), ..Append::default() };
-            registry.append(name, &mut append).map(|(_, woken)| woken.wake())
+            registry.append_local(registry.assert_local(), name, &mut append).map(|(_, woken)| woken.wake())
         };
         publish("/ordinary").unwrap();
         let _key = registry.enter("/x").lock().waiters.park(Waker::noop().clone());

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Error, Limit,
-    engine::{Notice, Offset, Remote},
+    engine::{Notice, Offset},
     sync::{Mutex, assert_unlocked},
 };
 
@@ -150,11 +150,6 @@ impl Drop for Asked {
 }
 
 impl Registry {
-    /// The engine that keeps the logs, if that is not this process.
-    pub(crate) fn remote(&self) -> Option<&Arc<dyn Remote>> {
-        self.remote.as_ref()
-    }
-
     /// The entry of a channel that is live here, or why it cannot be.
     pub(super) async fn followed(&self, name: &str) -> Result<Arc<Entry>, Error> {
         loop {

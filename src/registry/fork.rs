@@ -5,7 +5,7 @@
 //! into its channel.
 
 use super::{
-    Created, Creation, Fork, Lifetime, Registry,
+    Created, Creation, Fork, Lifetime, Local, Registry,
     create::content_type,
     entry::{Kept, Origin, Parent},
     slice::{sliced, yield_now},
@@ -23,7 +23,13 @@ impl Registry {
     ///
     /// If this future is dropped before the channel exists, nothing is left of it. After that, it wakes the remaining
     /// waiters.
-    pub(super) async fn fork(&self, name: &str, creation: &Creation, fork: &Fork) -> Result<Created, Error> {
+    pub(super) async fn fork_local(
+        &self,
+        _: Local,
+        name: &str,
+        creation: &Creation,
+        fork: &Fork,
+    ) -> Result<Created, Error> {
         self.check_name(name)?;
         // Compared before the source is looked up, which may not exist any more.
         if let Some(found) = self.created(name, creation)? {

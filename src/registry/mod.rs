@@ -11,9 +11,9 @@
 //! | `waiters` | the list of wakers |
 //! | `timer` | waking a wait at its deadline |
 //! | `slice` | how much work one poll does before it lets other tasks run |
-//! | `read`, `wait`, `write`, `create`, `delete` | what can be done with a channel |
+//! | `read`, `wait`, `append`, `create`, `delete`, `broadcast` | the operations in memory |
 //! | `fork` | creating a channel as a fork, in many steps |
-//! | `wherever` | the same, asked of the engine that keeps the logs, if that is not this process |
+//! | `authority`, `dispatch` | who keeps the logs, and the operations for either case |
 //! | `content` | what a response sends for a reading |
 //! | `outgoing`, `transfers` | the frames that the server holds, the appends that responses hold, and the limit on both |
 //! | `closing` | ending all waits, at once or spread over time |
@@ -22,7 +22,7 @@
 //! | `subscriptions`, `backlog`, `compare`, `round` | its work: subscribing, reading, comparing, and the walk over all channels |
 //! | `acknowledged`, `audit` | the last acknowledged appends, and verifying after a reconnect that a remote engine still has them |
 //! | `renew` | renewing idle lifetimes on a remote engine |
-//! | `broadcast` | broadcasts with a remote engine: of this node, and of the others |
+//! | `relay` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `absent` | the offsets that stand for the tail of a channel that does not exist |
@@ -33,11 +33,12 @@
 mod absent;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without a remote engine nothing is verified"))]
 mod acknowledged;
+mod append;
 #[cfg(feature = "redis")]
 mod audit;
+mod authority;
 #[cfg(feature = "redis")]
 mod backlog;
-#[cfg(feature = "redis")]
 mod broadcast;
 mod closing;
 #[cfg(feature = "redis")]
@@ -45,6 +46,7 @@ mod compare;
 mod content;
 mod create;
 mod delete;
+mod dispatch;
 #[cfg(all(test, feature = "redis", not(comet_loom)))]
 mod double;
 mod entry;
@@ -65,6 +67,8 @@ mod map;
 mod model;
 mod outgoing;
 mod read;
+#[cfg(feature = "redis")]
+mod relay;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "in memory, reading a channel renews its lifetime"))]
 mod renew;
 #[cfg(feature = "redis")]
@@ -78,20 +82,19 @@ mod timer;
 mod transfers;
 mod wait;
 mod waiters;
-mod wherever;
-mod write;
 
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
     Error,
-    engine::{MediaType, Remote, Retention},
+    engine::{MediaType, Retention},
     faults::Faults,
     name::is_path_or_word,
 };
 use absent::Endings;
 use acknowledged::Acknowledged;
+use authority::Authority;
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
@@ -102,18 +105,20 @@ use map::Map;
 use renew::Renewals;
 use transfers::Transfers;
 
+#[cfg(feature = "redis")]
+use crate::engine::Remote;
 pub(crate) use crate::engine::{Append, Appended, Created, Creation, Fork, Lifetime};
 pub use acknowledged::Loss;
-#[cfg(feature = "redis")]
-pub(crate) use broadcast::broadcast;
+pub(crate) use authority::Local;
 pub(crate) use closing::Drained;
 pub(crate) use content::{Content, Transfer};
+pub(crate) use dispatch::LiveRead;
 pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use map::Walk;
 pub(crate) use outgoing::Outgoing;
 pub(crate) use read::{Begun, Peek};
-pub(crate) use slice::{poll_sliced, sliced};
+pub(crate) use slice::poll_sliced;
 #[cfg(feature = "redis")]
 pub(crate) use tend::{connect, tend};
 pub(crate) use timer::NEVER;
@@ -134,8 +139,7 @@ pub(crate) struct Registry {
     orphans: Orphans,
     transfers: Transfers,
     closing: Closing,
-    /// The engine that keeps the logs, if that is not this process.
-    remote: Option<Arc<dyn Remote>>,
+    authority: Authority,
     asked: Asked,
     renewals: Renewals,
     acknowledged: Acknowledged,
@@ -159,7 +163,7 @@ impl Registry {
             orphans: Orphans::new(),
             transfers: Transfers::new(),
             closing: Closing::new(),
-            remote: None,
+            authority: Authority::local(),
             asked: Asked::nothing(),
             renewals: Renewals::new(),
             acknowledged: Acknowledged::new(),
@@ -173,7 +177,7 @@ impl Registry {
     /// Channels whose logs are kept elsewhere. Nothing is heard of them until they are [tended](tend) to.
     #[cfg(feature = "redis")]
     pub(crate) fn elsewhere(limits: Limits, retention: Retention, remote: Arc<dyn Remote>, faults: Faults) -> Self {
-        Self { remote: Some(remote), health: Health::unknown(), faults, ..Self::new(limits, retention) }
+        Self { authority: Authority::Remote(remote), health: Health::unknown(), faults, ..Self::new(limits, retention) }
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -11,7 +11,7 @@ use crate::engine::{Extent, Gone, MediaType, Offset, Reading, Reason, Start};
 impl Registry {
     /// What a channel holds from `start`, as much as `extent` says.
     /// A channel that nobody has made holds nothing, and is not made by looking.
-    pub(crate) fn read(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Gone> {
+    pub(crate) fn read_local(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Gone> {
         let now = self.now();
         self.step(now);
         match self.map.find(name) {
@@ -21,7 +21,12 @@ impl Registry {
     }
 
     /// The same, as a wait if there is nothing and the stream has not ended: one look at the map serves both.
-    pub(crate) fn read_or_wait(self: &Arc<Self>, name: &str, start: Start, extent: Extent) -> Result<Begun, Gone> {
+    pub(crate) fn read_or_wait_local(
+        self: &Arc<Self>,
+        name: &str,
+        start: Start,
+        extent: Extent,
+    ) -> Result<Begun, Gone> {
         let now = self.now();
         self.step(now);
         let found = self.map.find(name);
@@ -37,7 +42,7 @@ impl Registry {
     }
 
     /// What a channel is, without touching it: looking does not keep it alive. `None` if nobody has made it.
-    pub(crate) fn peek(&self, name: &str) -> Result<Option<Peek>, Gone> {
+    pub(crate) fn peek_local(&self, name: &str) -> Result<Option<Peek>, Gone> {
         let Some(entry) = self.map.find(name) else { return Ok(None) };
         self.visit(&entry, |state| {
             let now = self.now();
@@ -58,7 +63,7 @@ impl Registry {
 
     /// The tail of a channel, also of one that nobody has made.
     pub(crate) fn tail(&self, name: &str) -> Offset {
-        match self.peek(name) {
+        match self.peek_local(name) {
             Ok(Some(peek)) => peek.tail,
             Ok(None) => self.absent_tail(name),
             Err(gone) => gone.tail(),
@@ -68,7 +73,7 @@ impl Registry {
     /// Returns the absent tail of a name. With a remote engine, this is the one that the engine reported last; the
     /// engine decides whether it still accepts it.
     pub(crate) fn absent_tail(&self, name: &str) -> Offset {
-        if self.remote.is_some() {
+        if self.remote().is_some() {
             return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().remote_absent_tail());
         }
         self.endings.tail(self.map.hash(name))
@@ -90,7 +95,7 @@ impl Registry {
     }
 
     fn is_absent_tail(&self, entry: &Entry, state: &State, offset: Offset) -> bool {
-        match self.remote {
+        match self.remote() {
             Some(_) => offset == state.remote_absent_tail(),
             None => self.endings.is_tail(offset, self.map.hash(entry.name()), state.since),
         }
@@ -100,7 +105,7 @@ impl Registry {
     fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
         let absent_tail = self.absent_tail(name);
         let known = match start {
-            Start::After(offset) if self.remote.is_none() => {
+            Start::After(offset) if self.remote().is_none() => {
                 let hash = self.map.hash(name);
                 self.endings.is_tail(offset, hash, self.endings.since(hash))
             }
@@ -110,7 +115,7 @@ impl Registry {
         absent(absent_tail, known)
     }
 
-    /// [`read`](Self::read), for who holds the channel's lock.
+    /// [`read_local`](Self::read_local), for who holds the channel's lock.
     pub(super) fn look(
         &self,
         entry: &Arc<Entry>,
@@ -122,7 +127,7 @@ impl Registry {
         self.living(entry, state, now);
         let start = self.resolve(entry, state, start);
         let Some(kept) = state.log.as_mut() else {
-            let absent_tail = match self.remote {
+            let absent_tail = match self.remote() {
                 Some(_) => state.remote_absent_tail(),
                 None => self.endings.tail(self.map.hash(entry.name())),
             };

@@ -10,11 +10,11 @@ use std::{
 
 use super::{
     Registry,
+    dispatch::read_remote,
     entry::{Entry, State},
     follow::Stage,
     timer::{NEVER, Timer},
     waiters::{Key, Standing, Woken, discard},
-    wherever::read_remote,
 };
 use crate::{
     Error, Limit,
@@ -145,7 +145,7 @@ impl Wait {
         let state = entry.lock();
         let parked = self.waiter.key.is_some_and(|key| state.waiters.standing(key) == Standing::Parked);
         let absent = after.position() == 0 && state.log.is_none() && self.waiter.question.is_none();
-        match (&registry.remote, parked && absent) {
+        match (registry.remote(), parked && absent) {
             (None, true) => registry.endings.tail(registry.map.hash(entry.name())),
             (Some(_), true) if state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live) => {
                 state.remote_absent_tail()

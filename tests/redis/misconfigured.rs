@@ -208,7 +208,7 @@ async fn told(url: &str) -> Told {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let published = comet.channel("/x").publish(&1).await;
+    let published = comet.channel("/x").publish(1).await;
     let publish = published.map_or_else(|error| chain(&error), |_| String::new());
     let health = comet.health().map_or_else(|unhealthy| unhealthy.to_string(), |()| String::new());
     Told::Started { health, publish }

@@ -12,7 +12,7 @@ impl Node {
             broadcast: Some(number),
             ..Append::default()
         };
-        self.registry.append_anywhere(name, append).await.expect("it is acknowledged");
+        self.registry.append(name, append).await.expect("it is acknowledged");
     }
 
     async fn reconnect(&self) {

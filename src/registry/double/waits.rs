@@ -40,7 +40,7 @@ async fn who_asks_for_more_than_is_held_has_it_from_the_engine() {
         node.engine.append(number);
     }
     settle().await;
-    assert!(node.registry.peek(NAME).unwrap().unwrap().history <= 256);
+    assert!(node.registry.peek_local(NAME).unwrap().unwrap().history <= 256);
     let Some(Ended::Read(reading)) = ended(&mut wait, SOON).await else { panic!("there is something") };
     assert!(numbers(reading).into_iter().eq(1..400));
     // A read from the beginning is one from the log's, not from what is held.

@@ -13,7 +13,7 @@ fn come_and_end(registry: &Registry, end: fn(&Registry)) {
 }
 
 fn delete(registry: &Registry) {
-    registry.delete(NAME).unwrap().1.wake();
+    registry.delete_local(registry.assert_local(), NAME).unwrap().1.wake();
 }
 
 /// Drops the log and numbers no ending.
@@ -27,10 +27,10 @@ fn a_reader_meets_a_channel_that_comes_and_ends(end: fn(&Registry)) -> &'static 
         let registry = Arc::clone(&registry);
         move || come_and_end(&registry, end)
     });
-    let reading = registry.read(NAME, Start::Tail, ALL).unwrap();
+    let reading = registry.read_local(NAME, Start::Tail, ALL).unwrap();
     other.join().unwrap();
     let found = reading.content_type.is_some();
-    match registry.read(NAME, Start::After(reading.next), ALL) {
+    match registry.read_local(NAME, Start::After(reading.next), ALL) {
         Err(_) if found => "read, and refused as it ended",
         Err(_) => "refused",
         Ok(_) if reading.next == Offset::ZERO => "skipped",
@@ -52,10 +52,10 @@ fn a_reader_meets_the_end_of_another_channel(is_good: fn(&Registry, Offset) -> b
         let registry = Arc::clone(&registry);
         move || {
             publish_to(&registry, "/another");
-            registry.delete("/another").unwrap().1.wake();
+            registry.delete_local(registry.assert_local(), "/another").unwrap().1.wake();
         }
     });
-    let tail = registry.read(NAME, Start::Tail, ALL).unwrap().next;
+    let tail = registry.read_local(NAME, Start::Tail, ALL).unwrap().next;
     other.join().unwrap();
     if is_good(&registry, tail) { "good" } else { "refused" }
 }
@@ -63,7 +63,9 @@ fn a_reader_meets_the_end_of_another_channel(is_good: fn(&Registry, Offset) -> b
 #[test]
 fn the_end_of_another_channel_refuses_no_absent_tail() {
     let sound = outcomes(|| {
-        a_reader_meets_the_end_of_another_channel(|registry, tail| registry.read(NAME, Start::After(tail), ALL).is_ok())
+        a_reader_meets_the_end_of_another_channel(|registry, tail| {
+            registry.read_local(NAME, Start::After(tail), ALL).is_ok()
+        })
     });
     assert_eq!(sound, ["good"]);
     let shared =

@@ -156,7 +156,7 @@ fn a_deletion_meets_a_new_wait(delete: fn(&Registry), then: fn(&Registry)) -> &'
 }
 
 fn delete(registry: &Registry) {
-    registry.delete(NAME).unwrap().1.wake();
+    registry.delete_local(registry.assert_local(), NAME).unwrap().1.wake();
 }
 
 /// Takes the wakers, lets go of the lock, and takes the log.

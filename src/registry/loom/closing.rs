@@ -188,7 +188,10 @@ fn a_release_meets_a_creation(wait: fn(&Arc<Registry>) -> Waiting) -> &'static s
         let registry = registry.clone();
         move || {
             let content_type = Some(registry.json().clone());
-            registry.create(NAME, &Creation { content_type, ..Creation::default() }).map(drop).unwrap();
+            registry
+                .create_local(registry.assert_local(), NAME, &Creation { content_type, ..Creation::default() })
+                .map(drop)
+                .unwrap();
         }
     });
     let released = release(&registry, 1);

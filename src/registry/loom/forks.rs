@@ -18,7 +18,7 @@ const FORK: &str = "/events/fork";
 fn fork(registry: &Registry) -> Result<(), Error> {
     let fork = Fork { source: NAME.into(), at: None, part: 0 };
     let creation = Creation { fork: Some(fork), ..Creation::default() };
-    let mut forked = pin!(registry.create_anywhere(FORK, &creation));
+    let mut forked = pin!(registry.create(FORK, &creation));
     loop {
         if let Poll::Ready(forked) = forked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return forked.map(drop);
@@ -27,7 +27,7 @@ fn fork(registry: &Registry) -> Result<(), Error> {
 }
 
 fn delete(registry: &Registry, name: &str) {
-    registry.delete(name).expect("it exists").1.wake();
+    registry.delete_local(registry.assert_local(), name).expect("it exists").1.wake();
 }
 
 fn a_fork_meets_the_deletion_of_its_source() -> &'static str {
@@ -40,7 +40,7 @@ fn a_fork_meets_the_deletion_of_its_source() -> &'static str {
     deletion.join().unwrap();
     let outcome = match forked {
         Ok(()) => {
-            assert_eq!(registry.peek(FORK).unwrap().expect("it exists").history, 1);
+            assert_eq!(registry.peek_local(FORK).unwrap().expect("it exists").history, 1);
             delete(&registry, FORK);
             "forked"
         }

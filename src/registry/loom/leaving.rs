@@ -29,7 +29,7 @@ fn a_message_is_kept_as_the_last_waiter_leaves() {
         let leaver = thread::spawn(move || drop(leaving));
         publish(&registry);
         leaver.join().unwrap();
-        match registry.read(NAME, Start::Earliest, 0.into()) {
+        match registry.read_local(NAME, Start::Earliest, 0.into()) {
             Ok(reading) if reading.messages == 1 => kept(&registry, &entry),
             _ => "lost",
         }

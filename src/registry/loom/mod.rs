@@ -125,7 +125,7 @@ fn publish(registry: &Registry) -> Offset {
 fn publish_to(registry: &Registry, name: &str) -> Offset {
     let batch = Batch::value("news").unwrap();
     let mut append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
-    let (appended, woken) = registry.append(name, &mut append).unwrap();
+    let (appended, woken) = registry.append_local(registry.assert_local(), name, &mut append).unwrap();
     woken.wake();
     appended.tail
 }
@@ -143,7 +143,7 @@ fn release(registry: &Registry, most: usize) -> usize {
 
 /// A wait for what comes next.
 fn wait(registry: &Arc<Registry>) -> Pin<Box<Wait>> {
-    match registry.read_or_wait(NAME, Start::Tail, ALL) {
+    match registry.read_or_wait_local(NAME, Start::Tail, ALL) {
         Ok(Begun::Wait(wait)) => Box::pin(wait),
         _ => panic!("there is nothing after the tail"),
     }
@@ -163,5 +163,5 @@ fn waiting(registry: &Arc<Registry>) -> Task<impl FnMut(&mut Context<'_>) -> Pol
 }
 
 fn messages_after(registry: &Registry, offset: Offset) -> usize {
-    registry.read(NAME, Start::After(offset), ALL).unwrap().messages
+    registry.read_local(NAME, Start::After(offset), ALL).unwrap().messages
 }

@@ -10,7 +10,7 @@ use crate::registry::{Woken, slice::Slice};
 fn publish_one_slice(registry: &Registry) -> Woken {
     let batch = Some(Batch::value("news").unwrap());
     let mut append = Append { batch, create: Some(registry.json()), ..Append::default() };
-    let (_, mut woken) = registry.append(NAME, &mut append).unwrap();
+    let (_, mut woken) = registry.append_local(registry.assert_local(), NAME, &mut append).unwrap();
     assert!(!woken.wake_some(&mut Slice::new()), "there are two waiters");
     woken
 }

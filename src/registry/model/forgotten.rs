@@ -17,7 +17,7 @@ fn publish(registry: &Registry, text: &str) -> Offset {
 }
 
 fn read(registry: &Registry, after: Offset) -> Result<Vec<String>, Reason> {
-    registry.read(NAME, Start::After(after), ALL.into()).map(texts).map_err(|gone| gone.reason())
+    registry.read_local(NAME, Start::After(after), ALL.into()).map(texts).map_err(|gone| gone.reason())
 }
 
 fn aging() -> Retention {
@@ -73,7 +73,7 @@ fn who_held_the_offset_of_an_unknown_channel_is_told_that_it_was_forgotten() {
             advance(LINGER).await;
             assert_eq!(read(&registry, origin), Err(Reason::Unknown));
             assert_eq!(read(&registry, tail), Err(Reason::Unknown));
-            assert_eq!(registry.peek(NAME).unwrap().map(|peek| peek.tail), None);
+            assert_eq!(registry.peek_local(NAME).unwrap().map(|peek| peek.tail), None);
 
             let next = registry.absent_tail(NAME);
             assert_ne!(next, origin);
@@ -94,7 +94,7 @@ fn who_held_the_offset_of_an_unknown_channel_is_told_that_something_was_deleted(
     let registry = registry(Retention::unbounded());
     let origin = registry.absent_tail(NAME);
     publish(&registry, "missed");
-    registry.delete(NAME).unwrap().1.wake();
+    registry.delete_local(registry.assert_local(), NAME).unwrap().1.wake();
     publish(&registry, "another");
     assert_eq!(read(&registry, origin), Err(Reason::OtherLog));
 }
@@ -112,7 +112,7 @@ fn a_channel_is_remembered_a_minute_after_its_last_reader_and_for_good_if_it_was
         assert_eq!(read(&registry, tail), Err(Reason::Unknown));
 
         let creation = Creation { content_type: Some(registry.json().clone()), ..Creation::default() };
-        registry.create(NAME, &creation).unwrap().1.wake();
+        registry.create_local(registry.assert_local(), NAME, &creation).unwrap().1.wake();
         let tail = publish(&registry, "news");
         advance(100 * LINGER).await;
         assert_eq!(read(&registry, tail).unwrap(), [""; 0]);
@@ -135,10 +135,10 @@ fn memory_returns_with_traffic_on_other_channels_alone() {
         advance(LINGER).await;
         // Two at each operation, whatever that is about.
         for done in 1..=MANY / 2 {
-            registry.read("/elsewhere", Start::Tail, ALL.into()).unwrap();
+            registry.read_local("/elsewhere", Start::Tail, ALL.into()).unwrap();
             assert_eq!(usage.channels(), MANY + 1 - 2 * done);
         }
-        registry.read("/elsewhere", Start::Tail, ALL.into()).unwrap();
+        registry.read_local("/elsewhere", Start::Tail, ALL.into()).unwrap();
         assert_eq!((usage.channels(), usage.history(), usage.waits()), (0, 0, 0));
         assert_eq!(registry.names().count(), 0);
     });

@@ -35,12 +35,12 @@ fn with_paused_clock<T>(story: impl Future<Output = T>) -> T {
 fn publish_to(registry: &Registry, name: &str, texts: &[String]) -> Result<Offset, Error> {
     let batch = Batch::json(&serde_json::to_vec(texts).unwrap())?;
     let mut append = Append { batch: Some(batch), create: Some(registry.json()), ..Append::default() };
-    registry.append(name, &mut append).map(|(appended, _)| appended.tail)
+    registry.append_local(registry.assert_local(), name, &mut append).map(|(appended, _)| appended.tail)
 }
 
 fn close(registry: &Registry) -> Result<Offset, Error> {
     let mut append = Append { create: Some(registry.json()), close: true, ..Append::default() };
-    registry.append(NAME, &mut append).map(|(appended, _)| appended.tail)
+    registry.append_local(registry.assert_local(), NAME, &mut append).map(|(appended, _)| appended.tail)
 }
 
 fn texts(reading: Reading) -> Vec<String> {

@@ -122,13 +122,13 @@ impl World<'_> {
         let (place, offset) = self.places.iter().nth(place.index(self.places.len())).unwrap();
         let (place, offset) = (*place, *offset);
         self.step();
-        let reading = self.registry.read(NAME, Start::After(offset), limit.into());
+        let reading = self.registry.read_local(NAME, Start::After(offset), limit.into());
         self.touch();
         let existed = self.model.log.is_some();
         match (self.model.read(place, limit), reading) {
             (Ok(expected), Ok(reading)) if expected.texts.is_empty() && !expected.closed => {
                 self.came_true("a read that finds nothing");
-                let wait = match self.registry.read_or_wait(NAME, Start::After(offset), limit.into()) {
+                let wait = match self.registry.read_or_wait_local(NAME, Start::After(offset), limit.into()) {
                     Ok(Begun::Wait(wait)) => Box::pin(wait),
                     _ => panic!("it found nothing just now"),
                 };
@@ -197,7 +197,7 @@ impl World<'_> {
 
     fn create(&mut self) {
         let creation = Creation { content_type: Some(self.registry.json().clone()), ..Creation::default() };
-        let created = self.registry.create(NAME, &creation);
+        let created = self.registry.create_local(self.registry.assert_local(), NAME, &creation);
         let now = self.registry.now();
         let (log, fresh) = self.model.make(now);
         if log.closed {
@@ -226,7 +226,7 @@ impl World<'_> {
 
     fn delete(&mut self) {
         self.step();
-        match self.registry.delete(NAME) {
+        match self.registry.delete_local(self.registry.assert_local(), NAME) {
             Ok((tail, woken)) => {
                 woken.wake();
                 self.is_tail(tail);
@@ -239,7 +239,7 @@ impl World<'_> {
 
     /// All that can be seen without touching the channel.
     fn compare(&mut self) {
-        let peek = self.registry.peek(NAME).unwrap();
+        let peek = self.registry.peek_local(NAME).unwrap();
         self.model.expire(self.registry.now());
         let (history, cost) = self.model.history();
         let log = self.model.log.as_ref();
@@ -336,7 +336,7 @@ impl World<'_> {
     fn end(mut self) {
         self.waits.clear();
         if self.model.log.is_some() {
-            self.registry.delete(NAME).ok();
+            self.registry.delete_local(self.registry.assert_local(), NAME).ok();
         }
         let usage = self.registry.usage();
         assert_eq!((usage.channels(), usage.history(), usage.waits()), (0, 0, 0));

@@ -1,24 +1,30 @@
-//! What can be done with a channel, wherever its log is kept: here, in one step, or by an engine that is asked.
+//! The operations on channels. Each goes to the log in memory, or to the remote engine that keeps it.
+//!
+//! A name without a suffix dispatches. `*_local` acts on this process alone.
 
 use std::sync::Arc;
 
 use super::{
     Append, Appended, Begun, Created, Creation, Peek, Registry, Wait,
     acknowledged::Sent,
+    authority::{Authority, Local},
     lifetime::ends_in,
     slice::{Slice, sliced, yield_now},
     waiters::Woken,
 };
 use crate::{
     Error,
-    engine::{Extent, Found, Offset, Page, Place, Reading, Remote, Start, Touch},
+    engine::{Extent, Found, MediaType, Offset, Page, Place, Reading, Remote, Start, Touch},
     faults::Rule,
 };
 
 impl Registry {
-    /// [`append`](Self::append), wherever the log is.
-    pub(crate) async fn append_anywhere(&self, name: &str, mut append: Append<'_>) -> Result<Appended, Error> {
-        let Some(remote) = self.remote() else { return self.locally(|| self.append(name, &mut append)).await };
+    /// Appends, closes, or both in one step.
+    pub(crate) async fn append(&self, name: &str, mut append: Append<'_>) -> Result<Appended, Error> {
+        let remote = match &self.authority {
+            Authority::Local(local) => return self.locally(|| self.append_local(*local, name, &mut append)).await,
+            Authority::Remote(remote) => remote,
+        };
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
@@ -60,13 +66,14 @@ impl Registry {
         }
     }
 
-    /// Creates a channel, also as a [fork](Self::fork), in memory or on the remote engine.
-    pub(crate) async fn create_anywhere(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
-        let Some(remote) = self.remote() else {
-            return match &creation.fork {
-                Some(fork) => self.fork(name, creation, fork).await,
-                None => self.locally(|| self.create(name, creation)).await,
-            };
+    /// Creates a channel, also as a fork.
+    pub(crate) async fn create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+        let remote = match (&self.authority, &creation.fork) {
+            (Authority::Local(local), Some(fork)) => return self.fork_local(*local, name, creation, fork).await,
+            (Authority::Local(local), None) => {
+                return self.locally(|| self.create_local(*local, name, creation)).await;
+            }
+            (Authority::Remote(remote), _) => remote,
         };
         self.check_name(name)?;
         if creation.content.len() > self.limits.append {
@@ -83,18 +90,21 @@ impl Registry {
         Ok(created)
     }
 
-    /// [`delete`](Self::delete), wherever the log is.
-    pub(crate) async fn delete_anywhere(&self, name: &str) -> Result<Offset, Error> {
-        let Some(remote) = self.remote() else { return self.locally(|| self.delete(name)).await };
+    /// Deletes a channel. Returns where it ended.
+    pub(crate) async fn delete(&self, name: &str) -> Result<Offset, Error> {
+        let remote = match &self.authority {
+            Authority::Local(local) => return self.locally(|| self.delete_local(*local, name)).await,
+            Authority::Remote(remote) => remote,
+        };
         self.check_name(name)?;
         let tail = remote.delete(name).await?;
         self.acknowledged.forget(name);
         Ok(tail)
     }
 
-    /// [`peek`](Self::peek), wherever the log is.
-    pub(crate) async fn peek_anywhere(&self, name: &str) -> Result<Option<Peek>, Error> {
-        let Some(remote) = self.remote() else { return self.peek(name).map_err(Error::Gone) };
+    /// Returns what a channel is, without renewing its lifetime. `None` if it does not exist.
+    pub(crate) async fn peek(&self, name: &str) -> Result<Option<Peek>, Error> {
+        let Some(remote) = self.remote() else { return self.peek_local(name).map_err(Error::Gone) };
         match remote.read(name, Place::From(Start::Tail), 0, Touch::No).await? {
             Found::Nothing(_) => Ok(None),
             Found::Page(Page { content_type, tail, closed, kept: history, lifetime, .. }) => {
@@ -103,9 +113,9 @@ impl Registry {
         }
     }
 
-    /// [`read`](Self::read), wherever the log is: all that was acknowledged before.
-    pub(crate) async fn read_anywhere(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
-        let Some(remote) = self.remote() else { return self.read(name, start, extent).map_err(Error::Gone) };
+    /// Reads a channel. A remote engine returns all that was acknowledged before, whatever is cached here.
+    pub(crate) async fn read(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
+        let Some(remote) = self.remote() else { return self.read_local(name, start, extent).map_err(Error::Gone) };
         match read_remote(&**remote, name, start, extent).await? {
             Found::Page(page) => Ok(self.reading(page, extent)),
             Found::Nothing(origin) => Ok(Reading::unknown(origin)),
@@ -117,11 +127,11 @@ impl Registry {
     /// once in an eighth of it, because that renews it.
     pub(crate) async fn read_and_follow(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
         if self.remote().is_none() {
-            return self.read(name, start, extent).map_err(Error::Gone);
+            return self.read_local(name, start, extent).map_err(Error::Gone);
         }
         let followed = self.followed(name).await;
         let renews = followed.as_ref().is_ok_and(|entry| self.claim_renewal(entry));
-        let cached = match self.read(name, start, extent) {
+        let cached = match self.read_local(name, start, extent) {
             // The cached entries are correct even when the engine is unreachable, but they may be incomplete.
             Ok(mut reading) if followed.is_ok() || !reading.is_empty() || reading.closed => {
                 reading.up_to_date &= followed.is_ok() || reading.closed;
@@ -136,12 +146,12 @@ impl Registry {
         let entry = match followed {
             // The engine is reachable, but could not read this channel. Read it again, to return the cause.
             Err(Error::Unreachable) if !self.health.is_lost() => {
-                self.read_anywhere(name, start, extent).await?;
+                self.read(name, start, extent).await?;
                 return Err(Error::Unreachable);
             }
             followed => followed?,
         };
-        let read = self.read_anywhere(name, start, extent).await;
+        let read = self.read(name, start, extent).await;
         let mut state = entry.lock();
         let differs = match &read {
             // The client may have read more on another node, and the cached entries may have gone further meanwhile.
@@ -163,21 +173,78 @@ impl Registry {
         }
     }
 
-    /// [`read_or_wait`](Self::read_or_wait), wherever the log is.
-    pub(crate) async fn read_or_wait_anywhere(
+    /// Reads a channel, and begins a wait if there is nothing to read.
+    pub(crate) async fn read_or_wait(
         self: &Arc<Self>,
         name: &str,
         start: Start,
         extent: Extent,
     ) -> Result<Begun, Error> {
         if self.remote().is_none() {
-            return self.read_or_wait(name, start, extent).map_err(Error::Gone);
+            return self.read_or_wait_local(name, start, extent).map_err(Error::Gone);
         }
         let reading = self.read_and_follow(name, start, extent).await?;
         if !reading.is_empty() || reading.closed {
             return Ok(Begun::Read(reading));
         }
         Ok(Begun::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
+    }
+
+    /// Makes a change at once, if the logs are in memory. Returns `None` if the change must be awaited: a remote engine keeps the
+    /// logs, or more expired channels must be evicted than one slice allows.
+    pub(crate) fn at_once<T>(&self, change: impl FnOnce(Local) -> Result<T, Error>) -> Option<Result<T, Error>> {
+        let (local, now) = (self.local()?, self.now());
+        match change(local) {
+            Err(Error::Full(_)) if self.may_have_room(now) => None,
+            made => Some(made),
+        }
+    }
+
+    /// Begins a read at once, if the logs are in memory.
+    pub(crate) fn begin_read_at_once(
+        self: &Arc<Self>,
+        name: &str,
+        start: Start,
+        extent: Extent,
+        live: LiveRead,
+    ) -> Option<Result<Begun, Error>> {
+        self.local()?;
+        let begun = match live {
+            LiveRead::Wait => self.read_or_wait_local(name, start, extent),
+            LiveRead::Follow | LiveRead::None => self.read_local(name, start, extent).map(Begun::Read),
+        };
+        Some(begun.map_err(Error::Gone))
+    }
+
+    /// Begins a read.
+    pub(crate) async fn begin_read(
+        self: &Arc<Self>,
+        name: &str,
+        start: Start,
+        extent: Extent,
+        live: LiveRead,
+    ) -> Result<Begun, Error> {
+        match live {
+            LiveRead::Wait => self.read_or_wait(name, start, extent).await,
+            LiveRead::Follow => self.read_and_follow(name, start, extent).await.map(Begun::Read),
+            LiveRead::None => self.read(name, start, extent).await.map(Begun::Read),
+        }
+    }
+
+    /// Returns the content type of a channel, or the one that its first append gives it. `None` if a remote engine would have to be
+    /// asked.
+    pub(crate) fn content_type_now(&self, name: &str) -> Option<MediaType> {
+        self.local()?;
+        let known = self.peek_local(name).ok().flatten();
+        Some(known.map_or_else(|| self.json.clone(), |known| known.content_type))
+    }
+
+    /// Returns the offset of `start`, if that is the tail and the logs are in memory.
+    pub(crate) fn resolve_now(&self, name: &str, start: Start) -> Start {
+        match start {
+            Start::Tail if self.local().is_some() => Start::After(self.tail(name)),
+            start => start,
+        }
     }
 
     /// Makes a change in memory and wakes the waiters. The first poll makes the change, unless more expired channels
@@ -217,6 +284,17 @@ impl Registry {
         reading.until = until;
         reading
     }
+}
+
+/// How a read goes on if there is nothing to read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LiveRead {
+    /// It returns nothing.
+    None,
+    /// It returns nothing, and the caller waits: an event stream.
+    Follow,
+    /// It becomes a wait.
+    Wait,
 }
 
 /// Reads from the remote engine. If a read of whole characters ends within one, reads more: the rest is in the next appends.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Append, Appended, Registry,
+    Append, Appended, Local, Registry,
     entry::{Entry, Kept, State},
     slice::Slice,
     waiters::Woken,
@@ -16,7 +16,12 @@ use crate::{
 impl Registry {
     /// Appends, closes, or both in one step. Returns the waiters to wake. If the append is refused, its batch stays in
     /// `append`, so that the caller can retry.
-    pub(crate) fn append(&self, name: &str, append: &mut Append<'_>) -> Result<(Appended, Woken), Error> {
+    pub(crate) fn append_local(
+        &self,
+        _: Local,
+        name: &str,
+        append: &mut Append<'_>,
+    ) -> Result<(Appended, Woken), Error> {
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
