@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::headers;
+
 /// 2024-10-09T00:00:00Z, from which intervals are counted.
 const EPOCH: Duration = Duration::from_secs(1_728_432_000);
 const INTERVAL: Duration = Duration::from_secs(20);
@@ -56,7 +58,7 @@ pub(super) fn next(client: Option<Cursor>) -> u64 {
 
 /// The same, as a header's value.
 pub(super) fn header(client: Option<Cursor>) -> HeaderValue {
-    next(client).into()
+    headers::ascii(next(client))
 }
 
 fn next_at(now: SystemTime, client: Option<u64>) -> u64 {

@@ -1,11 +1,7 @@
 //! The headers of the protocol (Durable Streams, section 5), and those that every answer carries.
 
-use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use std::{
-    fmt::{self, Write},
-    sync::LazyLock,
-};
+use std::{fmt, io::Write, sync::LazyLock};
 
 use crate::Offset;
 
@@ -113,11 +109,16 @@ pub(super) fn offset(offset: Offset) -> HeaderValue {
 
 /// Formats a header's value. What is formatted must be visible ASCII.
 pub(super) fn ascii(text: impl fmt::Display) -> HeaderValue {
-    // Nearly all values fit.
-    let mut value = BytesMut::with_capacity(64);
-    write!(value, "{text}")
-        .and_then(|()| HeaderValue::from_maybe_shared(value.freeze()).map_err(|_| fmt::Error))
-        .expect("visible ASCII")
+    // Nearly all values fit. They are copied into a value of exactly their size.
+    let mut stack = [0; 64];
+    let mut free = &mut stack[..];
+    let value = if write!(free, "{text}").is_ok() {
+        let length = 64 - free.len();
+        HeaderValue::from_bytes(&stack[..length])
+    } else {
+        HeaderValue::from_str(&text.to_string())
+    };
+    value.expect("visible ASCII")
 }
 
 /// A content type: checked when the channel was made.

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Fork, Lifetime, expiry::Ticket, follow::Follow, waiters::Waiters};
+use super::{Fork, Lifetime, expiry::Ticket, follow::Follow, waiters::Crowd};
 use crate::{
     engine::{Log, Offset},
     sync::{Mutex, MutexGuard, Rank},
@@ -16,7 +16,7 @@ pub(super) struct Entry {
 pub(super) struct State {
     /// What was appended; `None` while nobody has made the channel.
     pub(super) log: Option<Kept>,
-    pub(super) waiters: Waiters,
+    pub(super) waiters: Crowd,
     /// Whether what is published elsewhere is heard here.
     pub(super) follow: Option<Box<Follow>>,
     /// The number of an ending after which no channel of this name has ended: see [`Endings`](super::absent::Endings). Unused
@@ -111,7 +111,7 @@ pub(super) struct Parent {
 impl Entry {
     /// `since` is that of [`State`].
     pub(super) fn new(name: &str, since: u64) -> Self {
-        let (waiters, log, follow) = (Waiters::default(), None, None);
+        let (waiters, log, follow) = (Crowd::default(), None, None);
         let state = State { log, waiters, follow, since, vacated: false };
         Self { name: name.into(), state: Mutex::ranked(Rank::Channel, state) }
     }
