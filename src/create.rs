@@ -90,7 +90,9 @@ impl Create {
         self
     }
 
-    /// Ends the channel's life at this time.
+    /// Deletes the channel at this time on the wall clock, also if that is corrected, or the machine is suspended meanwhile. A wait
+    /// that is parked on the channel then ends within 30 s. Replaces [`idle`](Self::idle). Clients receive the time as
+    /// `Stream-Expires-At`. On Redis, Redis's clock decides.
     pub fn until(mut self, end: SystemTime) -> Self {
         self.creation.lifetime = Some(Lifetime::Until(end));
         self

@@ -31,7 +31,7 @@ pub(super) struct Kept {
     pub(super) log: Log,
     /// When it was last read or written, on the registry's clock.
     pub(super) touched: u64,
-    /// Its place in the queue of expiries.
+    /// Its place in the queue of expiries, for all but a fixed end.
     pub(super) due: Option<Ticket>,
     special: Option<Box<Special>>,
     /// Created by a broadcast for waiters on a name without a channel: it expires soon after its last reader, and is
@@ -44,8 +44,10 @@ pub(super) struct Kept {
 /// What few channels have: the others do not hold room for it.
 pub(super) struct Special {
     pub(super) lifetime: Lifetime,
-    /// The end of the lifetime, if that is fixed, in milliseconds on the registry's clock.
+    /// The end of the lifetime, if that is fixed, in milliseconds on the time line of [`Registry::wall`](super::Registry::wall).
     pub(super) until: Option<u64>,
+    /// Its place in the queue of fixed ends.
+    pub(super) ends: Option<Ticket>,
     /// How many forks of it there are.
     pub(super) forks: usize,
     /// Deleted, but its name is taken for as long as it has forks.
@@ -54,7 +56,8 @@ pub(super) struct Special {
 }
 
 impl Special {
-    const NOTHING: Self = Self { lifetime: Lifetime::Unbounded, until: None, forks: 0, buried: false, origin: None };
+    const NOTHING: Self =
+        Self { lifetime: Lifetime::Unbounded, until: None, ends: None, forks: 0, buried: false, origin: None };
 }
 
 impl Kept {

@@ -35,6 +35,14 @@ pub(super) struct Expiries {
     first: AtomicU64,
 }
 
+/// A ticket that was due, and the queue that it was taken from.
+#[derive(Clone, Copy)]
+enum Due {
+    /// The queue of fixed ends.
+    End(Ticket),
+    Other(Ticket),
+}
+
 /// A place in the queue: the time, and what tells those of one time apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(NonZeroU64);
@@ -85,6 +93,10 @@ impl Expiries {
         self.first.load(Relaxed) <= now
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.load(Relaxed) == u64::MAX
+    }
+
     fn pop_due(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
         if !self.is_due(now) {
             return None;
@@ -101,6 +113,15 @@ impl Expiries {
     }
 }
 
+impl Kept {
+    fn is_due(&self, due: Due) -> bool {
+        match due {
+            Due::End(ticket) => self.special().ends == Some(ticket),
+            Due::Other(ticket) => self.due == Some(ticket),
+        }
+    }
+}
+
 impl Registry {
     /// Trims or evicts up to [`STEP`] due channels of each queue, settles up to as many ended forks, and cuts transfers
     /// if they hold too much. Every operation does this.
@@ -108,8 +129,12 @@ impl Registry {
         self.settle_some();
         for queue in [&self.expiries, &self.transients] {
             for (ticket, entry) in (0..STEP).map_while(|_| queue.pop_due(now)) {
-                self.look_after(&entry, ticket, now);
+                self.look_after(&entry, Due::Other(ticket), now);
             }
+        }
+        // The wall clock is read only if a channel has a fixed end.
+        for (ticket, entry) in (0..STEP).map_while(|_| self.pop_ended(now)) {
+            self.look_after(&entry, Due::End(ticket), now);
         }
         self.make_room_to_read(0, None);
     }
@@ -119,8 +144,12 @@ impl Registry {
     ///
     /// It ends: what stays in the queue is due later than `now`.
     pub(super) fn make_room(&self, lacking: Limit, now: u64, slice: &mut Slice) -> bool {
-        while let Some((ticket, entry)) = self.expiries.pop_due(now) {
-            let evicted = self.look_after(&entry, ticket, now);
+        let next = || {
+            let other = self.expiries.pop_due(now).map(|(ticket, entry)| (Due::Other(ticket), entry));
+            other.or_else(|| self.pop_ended(now).map(|(ticket, entry)| (Due::End(ticket), entry)))
+        };
+        while let Some((due, entry)) = next() {
+            let evicted = self.look_after(&entry, due, now);
             if slice.step() {
                 return false;
             }
@@ -134,18 +163,25 @@ impl Registry {
 
     /// Returns whether [`make_room`](Self::make_room) has left channels in the queue that are due at `now`.
     pub(crate) fn may_have_room(&self, now: u64) -> bool {
-        self.expiries.is_due(now)
+        self.expiries.is_due(now) || !self.ends.is_empty() && self.ends.is_due(self.wall(now))
+    }
+
+    fn pop_ended(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
+        if self.ends.is_empty() { None } else { self.ends.pop_due(self.wall(now)) }
     }
 
     /// Trims or evicts a channel that is due. Returns whether this has freed anything.
-    fn look_after(&self, entry: &Weak<Entry>, ticket: Ticket, now: u64) -> bool {
+    fn look_after(&self, entry: &Weak<Entry>, due: Due, now: u64) -> bool {
         let Some(entry) = entry.upgrade() else { return false };
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
         // The channel may have been deleted, and created again, since it was taken from the queue.
-        let Some(kept) = state.log.as_mut().filter(|kept| kept.due == Some(ticket)) else { return false };
-        kept.due = None;
-        let over = kept.is_over(waited_on, now);
+        let Some(kept) = state.log.as_mut().filter(|kept| kept.is_due(due)) else { return false };
+        match due {
+            Due::Other(_) => kept.due = None,
+            Due::End(_) => kept.special_mut().ends = None,
+        }
+        let over = self.is_over(kept, waited_on, now);
         if waited_on {
             kept.touched = now;
         }
@@ -169,7 +205,7 @@ impl Registry {
     ///
     /// An operation on any channel may do this in addition to its own work, so it wakes the waiters only if they are
     /// few. Otherwise their timers do: a channel that expires while it has waiters does so at a fixed time, and each
-    /// waiter has set its timer to that time.
+    /// waiter has set its timer to [look again](Self::look_again_at).
     fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, State>) {
         const FEW: usize = 64;
         let woken = if state.waiters.len() <= FEW { state.waiters.take() } else { Woken::nobody() };
@@ -228,12 +264,16 @@ impl Registry {
     /// Queues a log, unless it is queued already, for the time at which it may have to be trimmed or evicted. That time
     /// is always later than `now`, so that a walk over the due channels terminates.
     pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
-        if kept.due.is_some() || kept.is_buried() {
+        if kept.is_buried() {
             return;
         }
-        if let Some(due) = self.due(kept) {
+        if let (None, Some(due)) = (kept.due, self.due(kept)) {
             let due = due.max(now.saturating_add(1));
             kept.due = Some(self.queue_of(kept).insert(due, Arc::downgrade(entry)));
+        }
+        if let (None, Some(end)) = (kept.special().ends, kept.special().until) {
+            let due = end.max(self.wall(now).saturating_add(1));
+            kept.special_mut().ends = Some(self.ends.insert(due, Arc::downgrade(entry)));
         }
     }
 
@@ -246,6 +286,11 @@ impl Registry {
     pub(super) fn unqueue(&self, kept: &mut Kept) {
         if let Some(ticket) = kept.due.take() {
             self.queue_of(kept).remove(ticket);
+        }
+        if kept.special().ends.is_some() {
+            if let Some(ticket) = kept.special_mut().ends.take() {
+                self.ends.remove(ticket);
+            }
         }
     }
 
@@ -273,11 +318,11 @@ impl Registry {
         self.queue(kept, entry, now);
     }
 
-    /// When there will be something to evict or drop: what the log holds now is too old; a log that was not created explicitly has
-    /// expired; its lifetime is over.
+    /// When there will be something to evict or drop, but for a fixed end: what the log holds now is too old; a log that was not
+    /// created explicitly has expired; it has been idle for its lifetime.
     fn due(&self, kept: &Kept) -> Option<u64> {
         let aged = if kept.explicit { self.aged_at(kept.log.newest()) } else { self.forgotten_at(kept) };
-        match (aged, kept.ends()) {
+        match (aged, kept.idles_at()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }

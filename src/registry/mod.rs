@@ -24,6 +24,7 @@
 //! | `renew` | renewing idle lifetimes on a remote engine |
 //! | `relay` | broadcasts with a remote engine: of this node, and of the others |
 //! | `lifetime` | how long a channel lives by itself |
+//! | `clock` | how far the wall clock has moved away from the registry's |
 //! | `expiry` | what has aged out is let go, a step with each operation |
 //! | `absent` | the offsets that stand for the tail of a channel that does not exist |
 //! | `limits` | what may grow, and how far |
@@ -40,6 +41,7 @@ mod authority;
 #[cfg(feature = "redis")]
 mod backlog;
 mod broadcast;
+mod clock;
 mod closing;
 #[cfg(feature = "redis")]
 mod compare;
@@ -95,6 +97,7 @@ use crate::{
 use absent::Endings;
 use acknowledged::Acknowledged;
 use authority::Authority;
+use clock::Clock;
 use closing::Closing;
 use delete::Orphans;
 use entry::{Entry, State};
@@ -134,6 +137,8 @@ pub(crate) struct Registry {
     map: Map,
     endings: Endings,
     expiries: Expiries,
+    /// The channels whose lifetime has a fixed end, by that end.
+    ends: Expiries,
     /// The channels that broadcasts created for waiters on a name without one, in the order in which they are evicted.
     transients: Expiries,
     orphans: Orphans,
@@ -146,6 +151,7 @@ pub(crate) struct Registry {
     health: Health,
     faults: Faults,
     began: Instant,
+    clock: Clock,
     /// The type of a channel that nobody gave another.
     json: MediaType,
 }
@@ -159,6 +165,7 @@ impl Registry {
             map: Map::new(),
             endings: Endings::new(),
             expiries: Expiries::new(),
+            ends: Expiries::new(),
             transients: Expiries::new(),
             orphans: Orphans::new(),
             transfers: Transfers::new(),
@@ -170,6 +177,7 @@ impl Registry {
             health: Health::well(),
             faults: Faults::default(),
             began: Instant::now(),
+            clock: Clock::new(),
             json: MediaType::Json,
         }
     }
@@ -257,6 +265,15 @@ impl Registry {
     /// Milliseconds since this registry was made. A clock that ages history and ends waits; no offset depends on it.
     pub(crate) fn now(&self) -> u64 {
         millis(self.began.elapsed())
+    }
+
+    /// The same on the time line of fixed ends, which follows the wall clock. It begins at a large number, so that a wall clock
+    /// that is set back stays on it. With a remote engine, that decides when a channel ends, and has said how long that will
+    /// take, so this is the registry's clock.
+    fn wall(&self, now: u64) -> u64 {
+        /// 34 years.
+        const BEGAN: u64 = 1 << 40;
+        if self.remote().is_some() { now } else { now.saturating_add(BEGAN).saturating_add_signed(self.clock.drift()) }
     }
 
     /// The moment of a time on that clock.

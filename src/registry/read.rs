@@ -139,7 +139,7 @@ impl Registry {
         kept.touched = now;
         self.expire(kept, now);
         let mut reading = kept.log.read(start, extent)?;
-        reading.until = kept.special().until;
+        reading.until = self.look_again_at(kept, now);
         Ok(reading)
     }
 }

@@ -5,7 +5,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use redis::{FromRedisValue, Value};
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 use tokio::task::yield_now;
 
@@ -242,7 +242,10 @@ impl Redis {
         }
         let lifetime = match (said.maybe_number()?, said.maybe_number()?) {
             (Some(idle), _) => Lifetime::Idle(Duration::from_millis(idle)),
-            (None, Some(end)) => Lifetime::Until(SystemTime::UNIX_EPOCH + Duration::from_millis(end)),
+            // What no `SystemTime` of this platform can hold is never.
+            (None, Some(end)) => {
+                UNIX_EPOCH.checked_add(Duration::from_millis(end)).map_or(Lifetime::Unbounded, Lifetime::Until)
+            }
             (None, None) => Lifetime::Unbounded,
         };
         let left = said.maybe_number()?.map(Duration::from_millis);
