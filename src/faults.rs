@@ -30,6 +30,12 @@ pub enum Rule {
 pub(crate) struct Faults {
     #[cfg(any(test, comet_faults))]
     pub(crate) without: Option<Rule>,
+    /// A fork on Redis stops for ever after so many steps.
+    #[cfg(any(test, comet_faults))]
+    pub(crate) fork_steps: Option<u32>,
+    /// How long a fork on Redis pins its source.
+    #[cfg(any(test, comet_faults))]
+    pub(crate) fork_pin: Option<std::time::Duration>,
 }
 
 impl Faults {
@@ -44,5 +50,35 @@ impl Faults {
     #[expect(clippy::unused_self, reason = "there is something in it with faults")]
     pub(crate) const fn keep(self, _: Rule) -> bool {
         true
+    }
+
+    /// Whether a fork takes its step of this number.
+    #[cfg(any(test, comet_faults))]
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only forks on Redis have steps"))]
+    pub(crate) fn allows(self, step: u32) -> bool {
+        self.fork_steps.is_none_or(|steps| step <= steps)
+    }
+
+    /// How long a fork pins its source, if that is set.
+    #[cfg(any(test, comet_faults))]
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only forks on Redis pin their sources"))]
+    pub(crate) fn pin(self) -> Option<std::time::Duration> {
+        self.fork_pin
+    }
+
+    /// Whether a fork takes its step of this number.
+    #[cfg(not(any(test, comet_faults)))]
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only forks on Redis have steps"))]
+    #[expect(clippy::unused_self, reason = "there is something in it with faults")]
+    pub(crate) const fn allows(self, _: u32) -> bool {
+        true
+    }
+
+    /// How long a fork pins its source, if that is set.
+    #[cfg(not(any(test, comet_faults)))]
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "only forks on Redis pin their sources"))]
+    #[expect(clippy::unused_self, reason = "there is something in it with faults")]
+    pub(crate) const fn pin(self) -> Option<std::time::Duration> {
+        None
     }
 }

@@ -100,6 +100,14 @@ impl RedisBuilder {
         self
     }
 
+    /// Has forks stop for ever after so many steps, if any, and pin their source for so long.
+    #[cfg(comet_faults)]
+    #[doc(hidden)]
+    pub fn fork_steps(mut self, steps: Option<u32>, pin: std::time::Duration) -> Self {
+        (self.faults.fork_steps, self.faults.fork_pin) = (steps, Some(pin));
+        self
+    }
+
     /// Connects, and begins to hear what other processes publish. Needs a tokio runtime with its clock and sockets, on which a task
     /// is spawned that ends with the last clone of the [`Comet`].
     ///

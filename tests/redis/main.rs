@@ -12,6 +12,7 @@ mod crashes;
 mod cuts;
 mod damaged;
 mod events;
+mod forks;
 mod history;
 mod index;
 mod joining;

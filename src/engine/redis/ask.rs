@@ -10,18 +10,18 @@ use std::{
 use tokio::task::yield_now;
 
 use super::{
-    Redis,
-    call::{Call, content, fingerprint, pack_fork, place, text},
+    Keys, Redis,
+    call::{Call, content, fingerprint, place, text},
     link::Kind,
     queue::{MOST, MOST_BYTES, Wish},
     said::{Said, entry, parse_id, strange},
-    scripts::{Script, millis},
+    scripts::{Script, Scripts, millis},
 };
 use crate::{
     Error, Gone, Offset,
     engine::{
-        Answer, Append, Appended, Batch, Created, Creation, Fate, Fork, Found, Held, Lifetime, MediaType, Page, Place,
-        Reason, Seen, Start, Touch, is_json,
+        Answer, Append, Appended, Batch, Created, Creation, Fate, Found, Held, Lifetime, MediaType, Page, Place,
+        Reason, Seen, Start, Touch,
     },
     faults::Rule,
 };
@@ -105,97 +105,56 @@ impl Redis {
         Ok(self.together.make(&wishes).await)
     }
 
-    pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
-        let source = match &creation.fork {
-            Some(fork) => match self.ask_for_source(fork).await {
-                // The fork may be there already, and have outlived its source: the script says.
-                Err(Error::Unknown | Error::Conflict) => None,
-                source => Some(source?),
-            },
-            None => None,
-        };
-        let inherited = source.as_ref().map(|source| &source.content_type);
-        let batch = match creation.content_type.as_ref().or(inherited) {
-            Some(content_type) => Batch::initial(creation.content.clone(), content_type)?,
-            // The script refuses a fork whose source does not exist before it reads the content.
-            None => Batch::initial(creation.content.clone(), &MediaType::stored(""))?,
-        };
-        let mut script = self.script(&self.scripts.create, name);
-        script.arg(self.keys.topic(name)).arg(creation.content_type.as_deref().unwrap_or_default());
-        match creation.lifetime.unwrap_or_default() {
-            Lifetime::Unbounded => script.arg("").arg(""),
-            // All digits: the script caps what Lua cannot count.
-            Lifetime::Idle(window) => script.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)).arg(""),
-            Lifetime::Until(end) => script.arg("").arg(millis(end.duration_since(UNIX_EPOCH).unwrap_or_default())),
-        };
-        script.arg(u8::from(creation.closed));
-        content(&mut script, batch.as_ref());
-        let (tag, own) = fingerprint();
-        script.arg(tag).arg(own);
-        if let Some(fork) = &creation.fork {
-            script.arg(pack_fork(fork)).arg(&self.keys.channel(&fork.source)[0]);
-            let Source { at, part, .. } = source.unwrap_or_default();
-            place(&mut script, at);
-            match &part {
-                Some((next, part)) => script.arg(part.messages).arg(&part.data[..]).arg(next.fingerprint()),
-                None => script.arg("").arg("").arg(""),
-            };
-        } else {
-            script.arg("");
+    pub(super) async fn ask_to_append(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
+        let appended = self.together.append(self.wish(name, append)).await;
+        if is_deleted(&appended) && self.forks.settle(name).await {
+            return self.together.append(self.wish(name, append)).await;
         }
-        script.arg(self.index.register_one(name).await?);
-        let mut said = Said::new(self.link.write(&script).await?, Kind::Write)?;
-        Err(match &*said.text()? {
-            "created" => {
-                let (tail, closed) = (said.offset()?, said.flag()?);
-                return Ok(Created {
-                    tail,
-                    closed,
-                    content_type: MediaType::stored(&said.text()?),
-                    fresh: said.flag()?,
-                });
-            }
-            "conflict" => Error::Conflict,
-            "unknown" => Error::Unknown,
-            // Although it was registered just now: the server had stopped meanwhile.
-            "unindexed" => Error::Unreachable,
-            "fork-offset" => Error::ForkOffset,
-            "type" => Error::ContentType { holds: said.text()? },
-            word => said.failure(word),
-        })
+        appended
     }
 
-    /// What a fork is to begin with. Appends never change, so it is enough if the script finds the same ones.
-    async fn ask_for_source(&self, fork: &Fork) -> Result<Source, Error> {
-        let at = fork.at.unwrap_or(Start::Tail);
-        let page = match self.ask_to_read(&fork.source, Place::From(at), 0, Touch::No).await {
-            Ok(Found::Page(page)) => page,
-            Ok(Found::Nothing(_)) => return Err(Error::Unknown),
-            Err(Error::Gone(gone)) if gone.reason() == Reason::Deleted => return Err(Error::Conflict),
-            Err(Error::Gone(gone)) if gone.reason() == Reason::Unknown => return Err(Error::Unknown),
-            Err(Error::Gone(_)) => return Err(Error::ForkOffset),
-            Err(error) => return Err(error),
-        };
-        let (next, json) = (page.next(), is_json(&page.content_type));
-        let source = Source { content_type: page.content_type, at: Some(Place::From(at)), part: None };
-        if fork.part == 0 {
-            return Ok(source);
+    pub(super) async fn ask_to_create(&self, name: &str, creation: &Creation) -> Result<Created, Error> {
+        if creation.fork.is_some() {
+            return self.forks.create(name, creation).await;
         }
-        let entry = page.entries.into_iter().next().ok_or(Error::ForkOffset)?;
-        let whole = Batch { data: entry.data, messages: entry.messages, json };
-        if fork.part == whole.parts() {
-            return Ok(Source { at: Some(Place::From(Start::After(next))), ..source });
+        let json = MediaType::stored("");
+        let batch = Batch::initial(creation.content.clone(), creation.content_type.as_ref().unwrap_or(&json))?;
+        let mut settled = false;
+        loop {
+            let fingerprint = fingerprint();
+            let mut call = create_call(&self.scripts, &self.keys, name, creation, batch.as_ref(), fingerprint, None);
+            call.arg("").arg(self.index.register_one(name).await?);
+            let mut said = Said::new(self.link.write(&call).await?, Kind::Write)?;
+            match &*said.text()? {
+                "conflict" if said.flag()? && !settled && self.forks.settle(name).await => settled = true,
+                word => return created(word, &mut said),
+            }
         }
-        let part = whole.first(fork.part).ok_or(Error::ForkOffset)?;
-        Ok(Source { part: Some((next, part)), ..source })
     }
 
     pub(super) async fn ask_to_delete(&self, name: &str) -> Result<Offset, Error> {
+        let deleted = self.try_to_delete(name).await;
+        if is_deleted(&deleted) && self.forks.settle(name).await {
+            return self.try_to_delete(name).await;
+        }
+        deleted
+    }
+
+    async fn try_to_delete(&self, name: &str) -> Result<Offset, Error> {
         let mut script = self.script(&self.scripts.delete, name);
         script.arg(self.keys.topic(name));
         let mut said = Said::new(self.link.write(&script).await?, Kind::Write)?;
         match &*said.text()? {
-            "done" => said.offset(),
+            "done" => {
+                let tail = said.offset()?;
+                // What fails now is done when somebody meets a tombstone.
+                if said.flag()? {
+                    self.forks.settle(name).await;
+                } else {
+                    drop(self.forks.cascade(&mut said).await);
+                }
+                Ok(tail)
+            }
             "deleted" => Err(said.gone()?),
             "unknown" => Err(Error::Unknown),
             word => Err(said.failure(word)),
@@ -209,6 +168,14 @@ impl Redis {
         limit: usize,
         touch: Touch,
     ) -> Result<Found, Error> {
+        let found = self.try_to_read(name, from, limit, touch).await;
+        if is_deleted(&found) && self.forks.settle(name).await {
+            return self.try_to_read(name, from, limit, touch).await;
+        }
+        found
+    }
+
+    async fn try_to_read(&self, name: &str, from: Place, limit: usize, touch: Touch) -> Result<Found, Error> {
         let from = if self.faults.keep(Rule::Fingerprint) { from } else { self.whatever_is_there(name, from).await };
         let mut script = self.script(&self.scripts.read, name);
         place(&mut script, Some(from));
@@ -308,16 +275,52 @@ impl Redis {
     }
 
     fn script<'a>(&self, script: &'a Script, name: &str) -> Call<'a> {
-        Call::new(script, 2, self.keys.channel(name).iter())
+        let keys = Keys::of_stem(&self.keys.stem(name));
+        Call::new(script, keys.len(), keys.iter())
     }
 }
 
-/// What a fork is to begin with.
-#[derive(Default)]
-struct Source {
-    content_type: MediaType,
-    /// Nowhere, if there is no source any more.
-    at: Option<Place>,
-    /// The beginning of the append that follows, and the place after that.
-    part: Option<(Offset, Batch)>,
+/// The call that creates a channel, without the arguments of a fork. `copy` is the stream that becomes its log.
+pub(super) fn create_call<'a>(
+    scripts: &'a Scripts,
+    keys: &Keys,
+    name: &str,
+    creation: &Creation,
+    batch: Option<&Batch>,
+    (tag, own): (u32, u32),
+    copy: Option<&String>,
+) -> Call<'a> {
+    let its_keys = Keys::of_stem(&keys.stem(name));
+    let count = its_keys.len() + usize::from(copy.is_some());
+    let mut script = Call::new(&scripts.create, count, its_keys.iter().chain(copy));
+    script.arg(keys.topic(name)).arg(creation.content_type.as_deref().unwrap_or_default());
+    match creation.lifetime.unwrap_or_default() {
+        Lifetime::Unbounded => script.arg("").arg(""),
+        // All digits: the script caps what Lua cannot count.
+        Lifetime::Idle(window) => script.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)).arg(""),
+        Lifetime::Until(end) => script.arg("").arg(millis(end.duration_since(UNIX_EPOCH).unwrap_or_default())),
+    };
+    script.arg(u8::from(creation.closed));
+    content(&mut script, batch);
+    script.arg(tag).arg(own);
+    script
+}
+
+/// What the script has answered for a creation.
+pub(super) fn created(word: &str, said: &mut Said) -> Result<Created, Error> {
+    match word {
+        "created" => {
+            let (tail, closed) = (said.offset()?, said.flag()?);
+            Ok(Created { tail, closed, content_type: MediaType::stored(&said.text()?), fresh: said.flag()? })
+        }
+        "conflict" => Err(Error::Conflict),
+        "unknown" => Err(Error::Unknown),
+        // Although it was registered just now: the server had stopped meanwhile.
+        "unindexed" => Err(Error::Unreachable),
+        word => Err(said.failure(word)),
+    }
+}
+
+fn is_deleted<T>(done: &Result<T, Error>) -> bool {
+    matches!(done, Err(Error::Gone(gone)) if gone.reason() == Reason::Deleted)
 }

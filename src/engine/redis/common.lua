@@ -112,33 +112,31 @@ local function save_all(it)
   write('HSET', it.meta, 'is', is, 'at', pack_at(it))
 end
 
--- Whether a deleted channel still has forks, or forks of deleted forks. A fork that this layout cannot read counts as one, and is
--- not changed.
-local function has_forks(meta, tag)
-  for _, fork in ipairs(redis.call('SMEMBERS', forks_of(meta))) do
-    local v = redis.pcall('HMGET', fork, 'of', 'is', 'at')
-    if v.err or v[3] and string.byte(v[3]) ~= LAYOUT then return true end
-    if v[1] == meta .. ' ' .. tag and v[2] then
-      local own, _, _, _, _, _, buried = string.match(v[2], IS)
-      if buried ~= '1' or has_forks(fork, own) then return true end
-    end
-    write('SREM', forks_of(meta), fork)
-  end
-  return false
+-- The forks of a channel are a sorted set: of each the name of its hash and its tag. The score is how far the node is that makes it:
+-- a pin, until its deadline in milliseconds since 1970; a member from `COMMITTED` on, of which the node has yet to make the fork visible,
+-- or to say that it has, until a deadline that is added; and a member for good (`inf`).
+--
+-- Pins expire by themselves. A member whose fork does not exist is released by a node: see `settle.rs`.
+local COMMITTED = 4503599627370496
+
+-- Whether a channel has forks, or forks that are being made.
+local function has_forks(meta)
+  return redis.call('ZCOUNT', forks_of(meta), text(now), '+inf') > 0
 end
 
--- Removes a channel, and each of its sources that was deleted and has no other fork.
-local function remove(meta)
-  while true do
-    local of = redis.call('HGET', meta, 'of')
-    write('UNLINK', meta, log_of(meta), forks_of(meta))
-    if not of then return end
-    meta = string.match(of, '^(.*) ')
-    local v = redis.pcall('HMGET', meta, 'is', 'at')
-    if v.err or not v[1] or not v[2] or string.byte(v[2]) ~= LAYOUT then return end
-    local tag, _, _, _, _, _, buried = string.match(v[1], IS)
-    if buried ~= '1' or has_forks(meta, tag) then return end
-  end
+-- Where there are pins only: sets the expiry of what they keep to the last of them.
+local function expire_with_pins(meta, key)
+  local last = redis.call('ZREVRANGE', forks_of(meta), 0, 0, 'WITHSCORES')[2]
+  if last and tonumber(last) < COMMITTED then write('PEXPIREAT', key, text(tonumber(last) + 1)) end
+end
+
+-- What a node needs to release a channel that was removed: the source it is a fork of, with its tag, and what it is called there.
+local orphan = { '', '' }
+
+-- Removes a channel. The node then releases its source: see `orphan`.
+local function remove(it)
+  orphan = { redis.call('HGET', it.meta, 'of') or '', it.meta .. ' ' .. text(it.tag) }
+  write('UNLINK', it.meta, log_of(it.meta), forks_of(it.meta))
 end
 
 -- Returns a channel, or nil if it does not exist. Raises an error if this layout cannot read it.
@@ -154,8 +152,8 @@ local function load(meta)
   if not v[1] or not tag then error({ err = DAMAGED }) end
   it.tag, it.born, it.made, it.closed, it.buried = tonumber(tag), born, made == '1', closed == '1', buried == '1'
   it.transient, it.ttl, it.till = made == '2', tonumber(ttl), tonumber(till)
-  if it.buried and not has_forks(meta, tag) then
-    remove(meta)
+  if it.buried and not has_forks(meta) then
+    remove(it)
     return nil
   end
   local _, _, _, tail, floor, low, floorlow, sum, floorsum, first, kept = struct.unpack(AT, v[3])

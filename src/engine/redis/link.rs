@@ -209,7 +209,7 @@ impl Link {
         })
     }
 
-    async fn run(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
+    pub(super) async fn run(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
         let (mut connection, number) = self.connection()?;
         let mut said = call.command.query_async(&mut connection).await;
         // The script was never loaded, or was flushed, so nothing was done.

@@ -6,6 +6,7 @@
 //! | `ask` | what is asked of Redis: one script each |
 //! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
 //! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
+//! | `fork`, `settle` | how a fork is made in steps; what becomes of a deleted channel that has forks |
 //! | `link` | the connection for commands |
 //! | `errors`, `diagnose` | what errors of Redis and of its client mean |
 //! | `index` | the names of all channels |
@@ -16,11 +17,13 @@ mod call;
 mod diagnose;
 mod errors;
 mod feed;
+mod fork;
 mod index;
 mod link;
 mod queue;
 mod said;
 mod scripts;
+mod settle;
 mod together;
 
 use std::{
@@ -36,6 +39,7 @@ use super::{
 use crate::{Error, faults::Faults};
 use call::Call;
 pub use errors::RedisError;
+use fork::Forks;
 use index::Index;
 pub(crate) use link::Credentials;
 use link::Link;
@@ -45,9 +49,10 @@ use together::Together;
 /// What is asked of Redis.
 pub(crate) struct Redis {
     link: Arc<Link>,
-    scripts: Scripts,
+    scripts: Arc<Scripts>,
     together: Arc<Together>,
     index: Arc<Index>,
+    forks: Arc<Forks>,
     keys: Arc<Keys>,
     faults: Faults,
 }
@@ -75,8 +80,18 @@ pub(super) struct Keys {
 impl Keys {
     /// What a channel is, and its log. The braces keep both on one node of a cluster.
     fn channel(&self, name: &str) -> [String; 2] {
-        let Self { prefix, .. } = self;
-        [format!("{prefix}:{{{name}}}:channel"), format!("{prefix}:{{{name}}}:log")]
+        let stem = self.stem(name);
+        [format!("{stem}:channel"), format!("{stem}:log")]
+    }
+
+    /// What all keys of a channel begin with.
+    fn stem(&self, name: &str) -> String {
+        format!("{}:{{{name}}}", self.prefix)
+    }
+
+    /// All keys of a channel.
+    fn of_stem(stem: &str) -> [String; 4] {
+        ["channel", "log", "forks", "was"].map(|which| format!("{stem}:{which}"))
     }
 
     /// The topic to which the scripts publish what happens to a channel.
@@ -115,11 +130,12 @@ impl Redis {
         let link = Arc::new(Link::new(url, credentials)?);
         let topics = format!("{prefix}:{}:", link.database());
         let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
-        let scripts = Scripts::new(&Kept { retention, producers });
+        let scripts = Arc::new(Scripts::new(&Kept { retention, producers }));
         let keys = Arc::new(Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node });
         let index = Arc::new(Index::new(link.clone(), scripts.index.clone(), keys.clone()));
         let together = Arc::new(Together::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
-        Ok(Self { link, scripts, together, index, keys, faults })
+        let forks = Arc::new(Forks::new(link.clone(), scripts.clone(), index.clone(), keys.clone(), faults));
+        Ok(Self { link, scripts, together, index, forks, keys, faults })
     }
 
     /// Connects once, and tries what channels need. Returns `false` if Redis cannot be reached, or refuses for a reason that may
@@ -153,7 +169,7 @@ impl Remote for Redis {
     }
 
     fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
-        self.link.within(self.together.append(self.wish(name, append)))
+        self.link.within(self.ask_to_append(name, append))
     }
 
     fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {

@@ -41,6 +41,9 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     pub(super) create: Script,
     pub(super) delete: Script,
+    /// A step of a fork at its source, and at the stream that it becomes.
+    pub(super) source: Script,
+    pub(super) copy: Script,
     pub(super) compare: Script,
     pub(super) verify: Script,
     pub(super) trial: Script,
@@ -80,6 +83,8 @@ impl Scripts {
             read: guarded(include_str!("read.lua"), "nil"),
             create: guarded(include_str!("create.lua"), "ARGV[1]"),
             delete: guarded(include_str!("delete.lua"), "ARGV[1]"),
+            source: guarded(include_str!("source.lua"), "nil"),
+            copy: guarded(include_str!("copy.lua"), "nil"),
             compare: script(&[common, include_str!("compare.lua")]),
             verify: script(&[common, include_str!("verify.lua")]),
             trial: Script::new(include_str!("trial.lua")),

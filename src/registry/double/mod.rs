@@ -52,7 +52,7 @@ impl Node {
     async fn start_with(limits: Limits, without: Option<Rule>) -> Self {
         let engine = Arc::new(Double::default());
         let remote: Arc<dyn Remote> = engine.clone();
-        let faults = Faults { without };
+        let faults = Faults { without, ..Faults::default() };
         let registry = Arc::new(Registry::elsewhere(limits, Retention::default(), remote.clone(), faults));
         let first = connect(&*remote).await.ok();
         registry.is_reached();

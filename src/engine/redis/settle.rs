@@ -1,0 +1,155 @@
+//! Tombstones: a deleted channel keeps its name while it has forks. When a fork has ended, a node releases it at its source, which is then
+//! removed if it was the last one, and is released at its own source in turn.
+//!
+//! A fork may end by itself, or a node may not get to release it. So whoever meets a tombstone looks whether its forks still exist.
+
+use redis::FromRedisValue;
+
+use super::{Keys, fork::Forks, link::Kind, said::Said, scripts::LAYOUT};
+use crate::Error;
+
+/// How many members of a source are looked at together, and how many are at most before a tombstone is left for the next request.
+const SOME: usize = 64;
+const MOST: usize = 1_024;
+
+/// What there is of a fork.
+enum Member {
+    Ended,
+    /// It was deleted, and keeps its name for forks of its own.
+    Tombstone,
+    Exists,
+}
+
+impl Forks {
+    /// Removes the tombstone of this name if all of its forks have ended. Returns whether there is none any more.
+    pub(super) async fn settle(&self, name: &str) -> bool {
+        self.try_to_settle(&self.keys.stem(name)).await.unwrap_or(false)
+    }
+
+    async fn try_to_settle(&self, stem: &str) -> Result<bool, Error> {
+        let (mut current, mut looked_at) = (stem.to_owned(), 0);
+        while looked_at < MOST {
+            looked_at += 1;
+            let keys = Keys::of_stem(&current);
+            let mut call = self.at_source(&keys, "forks");
+            call.arg(SOME);
+            let mut said = Said::new(self.link.read(&call).await?, Kind::Read)?;
+            let removed = match &*said.text()? {
+                "open" => true,
+                "removed" => {
+                    self.cascade(&mut said).await?;
+                    true
+                }
+                "forks" => {
+                    let tag = said.text()?;
+                    let (mut ended, mut next) = (Vec::new(), None);
+                    let members = said.list()?;
+                    looked_at += members.len();
+                    let of = format!("{} {tag}", keys[0]);
+                    for member in members {
+                        let member = String::from_redis_value(member).map_err(|_| said.strange())?;
+                        match self.member(&member, &of).await? {
+                            Member::Ended => ended.push(member),
+                            Member::Tombstone => {
+                                next = member.rsplit_once(":channel ").map(|(stem, _)| stem.to_owned());
+                                break;
+                            }
+                            Member::Exists => {
+                                next = Some(String::new());
+                                break;
+                            }
+                        }
+                    }
+                    let removed = !ended.is_empty() && self.release(&keys, &tag, false, &ended).await?;
+                    match next {
+                        _ if removed => true,
+                        // None that has ended is left.
+                        Some(stem) if stem.is_empty() => return Ok(false),
+                        Some(stem) => {
+                            current = stem;
+                            continue;
+                        }
+                        None if ended.is_empty() => return Ok(false),
+                        None => continue,
+                    }
+                }
+                word => return Err(said.failure(word)),
+            };
+            if removed && current == stem {
+                return Ok(true);
+            }
+            current = stem.to_owned();
+        }
+        Ok(false)
+    }
+
+    /// Finds out what there is of a member of a source. One that this layout cannot read counts as a fork, and is not changed.
+    async fn member(&self, member: &str, of: &str) -> Result<Member, Error> {
+        let Some((hash, tag)) = member.rsplit_once(' ') else { return Ok(Member::Ended) };
+        let mut command = redis::cmd("HMGET");
+        command.arg(hash).arg("of").arg("is").arg("at");
+        let fields = match self.link.ask(&command).await {
+            Ok(fields) => Vec::<Option<Vec<u8>>>::from_redis_value(fields).unwrap_or_default(),
+            // Another program's.
+            Err(Error::Engine(_)) => return Ok(Member::Exists),
+            Err(error) => return Err(error),
+        };
+        let [its_source, is, at] = &fields[..] else { return Ok(Member::Exists) };
+        if at.as_ref().is_some_and(|at| at.first() != Some(&LAYOUT)) {
+            return Ok(Member::Exists);
+        }
+        let is = is.as_deref().and_then(|is| std::str::from_utf8(is).ok()).unwrap_or_default();
+        let same = its_source.as_deref() == Some(of.as_bytes()) && is.split(' ').next() == Some(tag);
+        Ok(match (same, is.ends_with(" 1")) {
+            (false, _) => Member::Ended,
+            (true, true) => Member::Tombstone,
+            (true, false) => Member::Exists,
+        })
+    }
+
+    /// Releases forks that have ended. Returns whether their source was a tombstone, and is removed.
+    async fn release(&self, keys: &[String; 4], tag: &str, given_up: bool, members: &[String]) -> Result<bool, Error> {
+        let (mut keys, mut tag, mut members) = (keys.clone(), tag.to_owned(), members.to_vec());
+        let (mut given_up, mut first) = (given_up, None);
+        loop {
+            let mut call = self.at_source(&keys, "release");
+            call.arg(&tag).arg(u8::from(given_up)).arg(&members);
+            let mut said = Said::new(self.repeat(&call).await?, Kind::Read)?;
+            let removed = match &*said.text()? {
+                "removed" => true,
+                "kept" => false,
+                word => return Err(said.failure(word)),
+            };
+            first = first.or(Some(removed));
+            let orphan = if removed { parse_orphan(&mut said)? } else { None };
+            let Some(orphan) = orphan else { return Ok(first == Some(true)) };
+            (keys, tag, members) = (Keys::of_stem(&orphan.source), orphan.tag, vec![orphan.member]);
+            given_up = true;
+        }
+    }
+
+    /// Releases at its source a channel that was removed, as the rest of an answer says.
+    pub(super) async fn cascade(&self, said: &mut Said) -> Result<(), Error> {
+        let Some(orphan) = parse_orphan(said)? else { return Ok(()) };
+        self.release(&Keys::of_stem(&orphan.source), &orphan.tag, true, &[orphan.member]).await.map(drop)
+    }
+
+    /// Releases a fork that was not made.
+    pub(super) async fn give_up(&self, source: &[String; 4], tag: &str, member: &str) {
+        drop(self.release(source, tag, true, &[member.to_owned()]).await);
+    }
+}
+
+/// A fork that was removed.
+struct Orphan {
+    source: String,
+    tag: String,
+    member: String,
+}
+
+fn parse_orphan(said: &mut Said) -> Result<Option<Orphan>, Error> {
+    let (of, member) = (said.text()?, said.text()?);
+    let Some((source, tag)) = of.rsplit_once(' ') else { return Ok(None) };
+    let source = source.strip_suffix(":channel").ok_or_else(|| said.strange())?;
+    Ok(Some(Orphan { source: source.to_owned(), tag: tag.to_owned(), member }))
+}
