@@ -1,7 +1,11 @@
 //! Each rule, taken out: if the stories above did not go wrong without it, they would not show that it holds.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
-use tower_comet::Rule;
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+use tokio::runtime;
+use tower_comet::{Create, Error, Rule};
 
 use crate::{
     cuts::{Behind, late},
@@ -72,4 +76,78 @@ async fn who_does_not_miss_its_probe_loses() {
 async fn who_takes_a_client_that_is_ahead_for_a_stranger_sends_it_back() {
     let story = late(async |url: &str| without(Rule::Ahead, url).await).await;
     assert_eq!(story.wait, 410);
+}
+
+/// A node is killed before each of the steps of a fork. Within the time of a pin, nothing is left, or the fork is there whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_between_two_steps_of_a_fork_leaves_nothing() {
+    const PIN: Duration = Duration::from_secs(2);
+    let redis = Server::start().await;
+    let node = Node::start_with(&redis.url(), |redis| redis.fork_steps(None, PIN)).await;
+    let (source, fork) = (node.comet.channel("/c/source"), node.comet.channel("/c/fork"));
+    let (mut made, mut not_made) = (0, 0);
+    for deleted in [false, true] {
+        for steps in 0..14 {
+            for number in 0..1_200 {
+                source.publish(&number).await.expect("it is made");
+            }
+            let before = keys(&redis).await;
+            let url = redis.url();
+            let process =
+                runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+            let killed = process.spawn(async move {
+                let node = Node::start_with(&url, |redis| redis.fork_steps(Some(steps), PIN)).await;
+                let how = Create::fork_of(&node.comet.channel("/c/source"));
+                node.comet.channel("/c/fork").create(how).await
+            });
+            // It stops after a few milliseconds.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(killed);
+            process.shutdown_background();
+            if deleted {
+                source.delete().await.expect("it is deleted");
+            }
+            let began = Instant::now();
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let mut left = keys(&redis).await;
+                let visible = left.iter().any(|key| key == "comet:{/c/fork}:channel");
+                let scores = scores(&redis).await;
+                let settled = if visible {
+                    scores == ["inf"] && !left.iter().any(|key| key.contains("fork:") || key.ends_with("forking"))
+                } else {
+                    left.retain(|key| !(key.ends_with(":was") || before.contains(key)));
+                    scores.is_empty() && left.is_empty()
+                };
+                if settled {
+                    made += u32::from(visible);
+                    not_made += u32::from(!visible);
+                    break;
+                }
+                assert!(began.elapsed() < PIN, "{deleted} {steps}: {left:?} {scores:?}");
+            }
+            // A source that has a fork keeps its name.
+            let exists = fork.delete().await;
+            if deleted && exists.is_err() {
+                let gone = source.delete().await;
+                assert!(matches!(gone, Err(Error::Unknown)), "{steps}: {gone:?}");
+            }
+            drop(source.delete().await);
+            let mut left = keys(&redis).await;
+            left.retain(|key| !key.ends_with(":was"));
+            assert!(left.is_empty(), "{deleted} {steps}: {left:?}");
+        }
+    }
+    assert!(made >= 2 && not_made >= 18, "{made} {not_made}");
+}
+
+async fn keys(redis: &Server) -> Vec<String> {
+    let mut keys: Vec<String> = redis.command("KEYS *").await;
+    keys.retain(|key| !key.starts_with("comet:probe"));
+    keys
+}
+
+async fn scores(redis: &Server) -> Vec<String> {
+    let all: Vec<String> = redis.command("ZRANGE comet:{/c/source}:forks 0 -1 WITHSCORES").await;
+    all.into_iter().skip(1).step_by(2).collect()
 }

@@ -4,11 +4,12 @@
 //! 2. *Pin* the source for [`PIN`]: what can refuse the fork is checked, and the source becomes a tombstone if it is deleted.
 //! 3. *Slice*: read some appends of the source, which renews the pin, and add them to a stream that is not visible, and expires.
 //! 4. *Commit*: the pin becomes a member, if the source has not been deleted.
-//! 5. *Reveal*: the stream becomes the log of the target, if that does not exist by now. Not later than half of [`PIN`] after the commit.
+//! 5. *Reveal*: the stream becomes the log of the target, if that does not exist by now. Not later than a quarter of [`PIN`] after the commit.
 //! 6. *Confirm* at the source that the fork exists. Otherwise, *release* it.
 //!
-//! A member is committed before the fork is visible, so a source that has a fork is never removed. Whoever finds a member whose fork does
-//! not exist [releases](super::settle) it, but not while it could still become visible.
+//! A member is committed before the fork is visible, so a source that has a fork is never removed. A member whose fork does not exist
+//! is [released](super::settle), but not while the fork could still become visible. What the first three steps leave expires. The
+//! fork is noted before the fourth and until after the last, so that another node finds out what became of it.
 
 use futures_util::future::{Either, select};
 use redis::Value;
@@ -55,6 +56,7 @@ pub(super) struct Forks {
     /// One slice at a time, so that Redis is free for others in between, however many forks this node makes.
     turns: Semaphore,
     faults: Faults,
+    pub(super) pin: Duration,
 }
 
 impl Forks {
@@ -65,7 +67,7 @@ impl Forks {
         keys: Arc<Keys>,
         faults: Faults,
     ) -> Self {
-        Self { link, scripts, index, keys, turns: Semaphore::new(1), faults }
+        Self { link, scripts, index, keys, turns: Semaphore::new(1), faults, pin: faults.pin().unwrap_or(PIN) }
     }
 
     /// Creates a channel as a fork, or finds it created in the same way.
@@ -199,6 +201,8 @@ struct Attempt<'a> {
     /// The tag of the source that is pinned.
     tag: Option<String>,
     copied: bool,
+    /// What was noted of the fork before it was committed.
+    note: Option<String>,
 }
 
 impl<'a> Attempt<'a> {
@@ -214,10 +218,11 @@ impl<'a> Attempt<'a> {
             copy: format!("{target}:fork:{:016x}", u64::from(tag) << 32 | u64::from(own)),
             member: format!("{target}:channel {tag}"),
             fingerprint: (tag, own),
-            lifetime: millis(forks.faults.pin().unwrap_or(PIN)),
+            lifetime: millis(forks.pin),
             steps: 0,
             tag: None,
             copied: false,
+            note: None,
         }
     }
 
@@ -341,6 +346,10 @@ impl<'a> Attempt<'a> {
         let Ready { source, part, content } = ready;
         let registered = self.forks.index.register_one(self.name).await?;
         self.step().await;
+        let note = [&self.source[0], &*source.tag, &self.member].join("\n");
+        self.forks.note(&note).await?;
+        self.note = Some(note);
+        self.step().await;
         let mut call = self.at_source("commit");
         call.arg(&source.tag);
         let mut said = Said::new(self.forks.repeat(&call).await?, Kind::Read)?;
@@ -371,25 +380,26 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Tells the source what has become of the fork, and removes what was copied for nothing. Whatever this cannot do expires.
+    /// Tells the source what has become of the fork, and removes what was copied for nothing. Whatever this cannot do expires, or is
+    /// done by another node.
     async fn leave(&mut self, made: &Result<Created, Error>) {
         self.step().await;
-        match made {
-            Ok(Created { fresh: true, .. }) => {
-                let mut call = self.at_source("confirm");
-                call.arg(&self.tag);
-                drop(self.forks.repeat(&call).await);
-            }
+        // Without it, nothing was left at the source.
+        let Some(tag) = self.tag.take() else { return };
+        let told = match made {
+            Ok(Created { fresh: true, .. }) => self.forks.confirm(&self.source, &tag, &self.member).await,
             // It may exist, or come to.
-            Err(Error::Uncertain) => {}
+            Err(Error::Uncertain) => return,
             _ => {
                 if self.copied {
                     drop(self.discard().await);
                 }
-                if let Some(tag) = self.tag.take() {
-                    self.forks.give_up(&self.source, &tag, &self.member).await;
-                }
+                self.forks.give_up(&self.source, &tag, &self.member).await
             }
+        };
+        self.step().await;
+        if let (Ok(()), Some(note)) = (told, &self.note) {
+            drop(self.forks.erase(note).await);
         }
     }
 

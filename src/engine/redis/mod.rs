@@ -84,6 +84,11 @@ impl Keys {
         [format!("{stem}:channel"), format!("{stem}:log")]
     }
 
+    /// The forks that are about to become visible.
+    fn forking(&self) -> String {
+        format!("{}:forking", self.prefix)
+    }
+
     /// What all keys of a channel begin with.
     fn stem(&self, name: &str) -> String {
         format!("{}:{{{name}}}", self.prefix)
@@ -135,6 +140,7 @@ impl Redis {
         let index = Arc::new(Index::new(link.clone(), scripts.index.clone(), keys.clone()));
         let together = Arc::new(Together::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
         let forks = Arc::new(Forks::new(link.clone(), scripts.clone(), index.clone(), keys.clone(), faults));
+        link.runtime().spawn(Forks::recover(Arc::downgrade(&forks)));
         Ok(Self { link, scripts, together, index, forks, keys, faults })
     }
 

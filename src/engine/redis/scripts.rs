@@ -44,6 +44,7 @@ pub(super) struct Scripts {
     /// A step of a fork at its source, and at the stream that it becomes.
     pub(super) source: Script,
     pub(super) copy: Script,
+    pub(super) forking: Script,
     pub(super) compare: Script,
     pub(super) verify: Script,
     pub(super) trial: Script,
@@ -85,6 +86,7 @@ impl Scripts {
             delete: guarded(include_str!("delete.lua"), "ARGV[1]"),
             source: guarded(include_str!("source.lua"), "nil"),
             copy: guarded(include_str!("copy.lua"), "nil"),
+            forking: Script::new(include_str!("forking.lua")),
             compare: script(&[common, include_str!("compare.lua")]),
             verify: script(&[common, include_str!("verify.lua")]),
             trial: Script::new(include_str!("trial.lua")),

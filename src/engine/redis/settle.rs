@@ -2,15 +2,28 @@
 //! removed if it was the last one, and is released at its own source in turn.
 //!
 //! A fork may end by itself, or a node may not get to release it. So whoever meets a tombstone looks whether its forks still exist.
+//! A node may end just when a fork becomes visible. So the fork is noted, and another node finds out whether it exists.
 
 use redis::FromRedisValue;
+use std::sync::Weak;
+use tokio::time::sleep;
 
-use super::{Keys, fork::Forks, link::Kind, said::Said, scripts::LAYOUT};
+use super::{
+    Keys,
+    call::Call,
+    fork::Forks,
+    link::Kind,
+    said::Said,
+    scripts::{LAYOUT, millis},
+};
 use crate::Error;
 
 /// How many members of a source are looked at together, and how many are at most before a tombstone is left for the next request.
 const SOME: usize = 64;
 const MOST: usize = 1_024;
+
+/// The lowest score of a member that is committed: see `common.lua`.
+const COMMITTED: f64 = 4_503_599_627_370_496.0;
 
 /// What there is of a fork.
 enum Member {
@@ -135,8 +148,80 @@ impl Forks {
     }
 
     /// Releases a fork that was not made.
-    pub(super) async fn give_up(&self, source: &[String; 4], tag: &str, member: &str) {
-        drop(self.release(source, tag, true, &[member.to_owned()]).await);
+    pub(super) async fn give_up(&self, source: &[String; 4], tag: &str, member: &str) -> Result<(), Error> {
+        self.release(source, tag, true, &[member.to_owned()]).await.map(drop)
+    }
+
+    /// Makes a fork that exists a member for good.
+    pub(super) async fn confirm(&self, source: &[String; 4], tag: &str, member: &str) -> Result<(), Error> {
+        let mut call = self.at_source(source, "confirm");
+        call.arg(member).arg(0).arg(tag);
+        let mut said = Said::new(self.repeat(&call).await?, Kind::Read)?;
+        match &*said.text()? {
+            // The source has expired, or was replaced.
+            "confirmed" | "unknown" => Ok(()),
+            word => Err(said.failure(word)),
+        }
+    }
+
+    /// Notes a fork that is about to become visible: the hash and the tag of its source, and its member, on a line each.
+    pub(super) async fn note(&self, fork: &str) -> Result<(), Error> {
+        self.repeat(self.forking("note").arg(fork)).await.map(drop)
+    }
+
+    pub(super) async fn erase(&self, fork: &str) -> Result<(), Error> {
+        let mut command = redis::cmd("ZREM");
+        command.arg(self.keys.forking()).arg(fork);
+        self.link.ask(&command).await.map(drop)
+    }
+
+    fn forking(&self, what: &str) -> Call<'_> {
+        let mut call = Call::new(&self.scripts.forking, 1, [self.keys.forking()].iter());
+        // No member is released before half of it, and a member is committed some time after it is noted.
+        call.arg(what).arg(millis(self.pin / 2 + self.pin / 12));
+        call
+    }
+
+    /// Finds out now and then what became of forks that other nodes were making, until these are dropped.
+    pub(super) async fn recover(forks: Weak<Self>) {
+        while let Some(every) = forks.upgrade().map(|forks| forks.pin / 3) {
+            sleep(every).await;
+            let Some(forks) = forks.upgrade() else { return };
+            // What fails is tried again.
+            drop(forks.recover_some().await);
+        }
+    }
+
+    async fn recover_some(&self) -> Result<(), Error> {
+        let mut said = Said::new(self.link.read(self.forking("due").arg(SOME)).await?, Kind::Read)?;
+        while let Ok(fork) = said.text() {
+            match self.find_out(&fork).await {
+                Ok(true) => self.erase(&fork).await?,
+                Err(Error::Unreachable) => break,
+                // Not yet, or this one cannot be read.
+                Ok(false) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out whether a fork that was noted exists, and has its source know. Returns `false` if it is
+    /// committed, and may still become visible.
+    async fn find_out(&self, fork: &str) -> Result<bool, Error> {
+        let mut lines = fork.split('\n');
+        let (Some(source), Some(tag), Some(member)) = (lines.next(), lines.next(), lines.next()) else {
+            return Ok(true);
+        };
+        let keys = Keys::of_stem(source.strip_suffix(":channel").unwrap_or(source));
+        if !matches!(self.member(member, &format!("{source} {tag}")).await?, Member::Ended) {
+            return self.confirm(&keys, tag, member).await.map(|()| true);
+        }
+        self.release(&keys, tag, false, &[member.to_owned()]).await?;
+        let mut command = redis::cmd("ZSCORE");
+        command.arg(&keys[2]).arg(member);
+        let score = Option::<f64>::from_redis_value(self.link.ask(&command).await?).unwrap_or_default();
+        // A pin expires by itself.
+        Ok(score.is_none_or(|score| score < COMMITTED))
     }
 }
 

@@ -60,10 +60,10 @@ local function pin()
 end
 
 if step == 'commit' then
-  write('ZADD', forks, text(COMMITTED + now + lifetime), member)
+  write('ZADD', forks, text(COMMITTED + now + math.floor(lifetime / 2)), member)
   write('PERSIST', forks)
   -- Until when the fork may become visible. Its member is not released for as long again.
-  return { 'committed', text(now + math.floor(lifetime / 2)) }
+  return { 'committed', text(now + math.floor(lifetime / 4)) }
 elseif step == 'pin' then
   -- Where (tail, origin, earliest or after), position, fingerprint, type, whether the append that follows is needed.
   local where, position, low, media_type, next = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1'
