@@ -24,7 +24,7 @@ async fn fill(node: &Node, uri: &str, numbers: std::ops::Range<u64>) -> Offset {
     let (channel, mut tail) = (node.comet.channel(uri), None);
     for begin in numbers.clone().step_by(512) {
         let some = begin..numbers.end.min(begin + 512);
-        for offset in join_all(some.map(|number| channel.publish(&number))).await {
+        for offset in join_all(some.map(|number| channel.publish(number))).await {
             tail = tail.max(Some(offset.expect("it is made")));
         }
     }
@@ -43,9 +43,10 @@ async fn put(node: &Node, name: &str, of: &str) -> Seen {
     node.send(ask(&format!("PUT {name}"), &[("stream-forked-from", of)], "")).await
 }
 
+/// The keys, without those of the trial and of the index of names.
 async fn keys(redis: &Server, pattern: &str) -> BTreeSet<String> {
     let keys: Vec<String> = redis.command(&format!("KEYS {pattern}")).await;
-    keys.into_iter().filter(|key| !key.starts_with("comet:probe")).collect()
+    keys.into_iter().filter(|key| !key.starts_with("comet:probe") && !key.starts_with("comet:names:")).collect()
 }
 
 /// Waits until some appends have been copied.
