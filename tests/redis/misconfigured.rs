@@ -232,14 +232,14 @@ async fn each_misconfiguration_is_understood_from_what_the_application_is_told()
     let mut table: Vec<(&str, String, By, &[&str])> = Vec::new();
     let redis = Server::start().await;
 
-    let broken = Server::start_with(&["--save", "3600 1"]).await;
+    let broken = Server::start_with(&["--save", "3600", "1"]).await;
     broken.lose_directory().await;
-    table.push(("it cannot save", broken.url(), By::Health, &["MISCONF", "unable to persist"]));
+    table.push(("it cannot save", broken.url(), By::Health, &["MISCONF", "persist"]));
 
     let small = Server::start_with(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await;
     table.push(("it is out of memory", small.url(), By::Publish, &["out of memory", "maxmemory"]));
 
-    let replica = Server::start_with(&["--replicaof", &format!("127.0.0.1 {}", redis.port())]).await;
+    let replica = Server::start_with(&["--replicaof", "127.0.0.1", &redis.port().to_string()]).await;
     table.push(("a replica", replica.url(), By::Health, &["READONLY", "replica", "primary"]));
 
     let mut renamed = Vec::new();
@@ -247,8 +247,8 @@ async fn each_misconfiguration_is_understood_from_what_the_application_is_told()
         ("EVALSHA", &["EVALSHA", "unknown command"][..]),
         ("EVAL", &["EVAL", "unknown command"]),
         ("SUBSCRIBE", &["SUBSCRIBE", "unknown command"]),
-        ("PUBLISH", &["PUBLISH", "Unknown Redis command"]),
-        ("HSCAN", &["HSCAN", "Unknown Redis command"]),
+        ("PUBLISH", &["(PUBLISH)", "called from"]),
+        ("HSCAN", &["(HSCAN)", "called from"]),
     ] {
         let server = Server::start_with(&["--rename-command", command, ""]).await;
         table.push((command, server.url(), By::Connect, words));
