@@ -19,7 +19,7 @@ use std::{
 use support::{Client, Server, Teapot, get};
 use tokio::time::{sleep, timeout};
 use tower::Service;
-use tower_comet::{Comet, CometLayer, OutcomeKind, Retention, Route};
+use tower_comet::{Comet, CometLayer, Outcome, OutcomeKind, Retention, Route};
 use tower_layer::Layer;
 
 const CLIENTS: usize = 500;
@@ -74,7 +74,7 @@ impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for Counting<F> {
         let polled = self.wait.as_mut().poll(cx);
         if let Poll::Ready(Ok(response)) = &polled {
             self.done = true;
-            let end = match response.extensions().get() {
+            let end = match response.extensions().get().map(Outcome::kind) {
                 Some(OutcomeKind::Delivered) if self.polls == 1 => &self.ends.at_once,
                 Some(OutcomeKind::Delivered) => &self.ends.after_waiting,
                 Some(OutcomeKind::TimedOut) => &self.ends.timed_out,

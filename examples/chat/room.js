@@ -22,6 +22,7 @@ export async function listen(room, { onMessages, onConnected, onStartOver }) {
   let offset = "-1"; // Where to go on from: the start, and then where the last answer has ended.
   let live = ""; // First read what there is. Then wait.
   let failures = 0;
+  let gone = 0; // How many 410s came in a row. Reading from the start does not end the row.
   let turn; // What is under way: a request, or the pause before the next.
 
   // The network has come or gone, the page is shown or hidden, the lid is open again: see at once where we are.
@@ -56,11 +57,15 @@ export async function listen(room, { onMessages, onConnected, onStartOver }) {
       offset = "-1";
       live = "";
       onStartOver();
+      // Behind two nodes that do not share their logs, each start ends in the next 410.
+      if (gone++) await sleep(1000 + 2000 * Math.random(), turn.signal);
       continue;
     }
+    if (offset !== "-1") gone = 0;
     // Only with the whole answer in hand do we move on: whatever breaks before this is asked for again.
     // A 204 that was cut in its head may have none: Chromium takes it for a whole one.
-    offset = answer.headers.get("Stream-Next-Offset") ?? offset;
+    offset = answer.headers.get("Stream-Next-Offset") ?? (answer.status === 204 && offset);
+    if (!offset) throw new Error("Stream-Next-Offset cannot be read: is it exposed to this origin?");
     const caughtUp = answer.headers.has("Stream-Up-To-Date");
     onMessages(messages);
     // A browser has six connections to a server over HTTP/1.1. A page that nobody sees holds none of them.

@@ -2,70 +2,28 @@
 // strangers put into streams.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { after, before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { chromium } from "playwright-core";
-import { Proxy, Server, badly, numbered, snippet, until } from "./support.mjs";
+import { Site } from "./site.mjs";
+import { Proxy, Server, badly, numbered, until } from "./support.mjs";
 
 const limit = { timeout: 60_000 };
-const CLIENT = new URL("node_modules/@durable-streams/client/dist/index.js", import.meta.url);
 let server;
 let site;
 let browsers;
-const thrown = [];
+const open = (browser) => site.open(browser);
 
 before(async () => {
-  const exported = async (file, name, ...more) =>
-    `${await snippet(file, "js", `function ${name}(`)}\nexport { ${[name, ...more].join(", ")} };\n`;
-  const files = {
-    "/client.js": await readFile(CLIENT, "utf8"),
-    "/listen.js": await exported("README.md", "listen"),
-    "/follow.js": await exported("docs/clients.md", "follow", "whole"),
-    "/watch.js": await exported("docs/clients.md", "watch"),
-  };
-  const page = `<!doctype html><title>quiet</title><link rel="icon" href="data:,">
-    <script type="importmap">{ "imports": { "@durable-streams/client": "/client.js" } }</script>
-    <script type="module">
-      import { stream, DurableStream, IdempotentProducer } from "@durable-streams/client";
-      import { listen } from "/listen.js";
-      import { follow, whole } from "/follow.js";
-      import { watch } from "/watch.js";
-      const read = [];
-      Object.assign(window, { stream, DurableStream, IdempotentProducer, listen, follow, whole, watch, read, startedOver: 0 });
-      window.take = (message) => read.push(message);
-      window.startOver = () => window.startedOver++;
-      window.ready = true;
-    </script>`;
-  site = createServer(({ url }, answer) => {
-    answer.setHeader("Content-Type", url in files ? "text/javascript" : "text/html");
-    answer.end(files[url] ?? page);
-  });
-  site.listen(0, "127.0.0.1");
-  await once(site, "listening");
-  site.url = `http://127.0.0.1:${site.address().port}`;
-
   server = await Server.start();
-  const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  const launch = () => chromium.launch({ executablePath: process.env.CHROMIUM, args });
-  browsers = await Promise.all([launch(), launch()]);
+  site = await Site.start(2);
+  browsers = site.browsers;
 });
 after(async () => {
-  for (const browser of browsers ?? []) await browser.close();
-  site.close();
+  await site?.stop();
   await server.kill();
-  assert.deepEqual(thrown, []);
+  assert.deepEqual(site.thrown, []);
 });
-
-/** A page of the site, with the clients in it. */
-async function open(browser = browsers[0]) {
-  const page = await browser.newPage();
-  page.on("pageerror", (error) => thrown.push(error));
-  await page.goto(site.url);
-  await page.waitForFunction("window.ready");
-  return page;
-}
 
 const read = (page) => page.evaluate("read");
 const reads = (page, messages) => until(() => read(page), messages);

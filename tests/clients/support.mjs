@@ -182,8 +182,8 @@ export async function run(code, ...names) {
 }
 
 /** Waits until a look at something finds what is expected, and fails with the difference if it does not. */
-export async function until(look, expected) {
-  const deadline = Date.now() + SOON;
+export async function until(look, expected, milliseconds = SOON) {
+  const deadline = Date.now() + milliseconds;
   for (;;) {
     const found = await look();
     try {
