@@ -134,7 +134,7 @@ async fn large_and_small_appends_are_copied_by_their_bytes() {
     sizes.extend([10; 700]);
     sizes.extend([700_000, 5]);
     for size in &sizes {
-        channel.publish(&"x".repeat(*size)).await.expect("it is made");
+        channel.publish("x".repeat(*size)).await.expect("it is made");
     }
     let tail = fork(&node, FORK, SOURCE).await.expect("it is made");
     let (mut all, mut offset) = (Vec::new(), "-1".to_owned());
