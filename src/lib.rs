@@ -179,6 +179,9 @@ pub mod on_redis {}
 #[doc = include_str!("../docs/placement.md")]
 pub mod placement {}
 
+#[doc = include_str!("../docs/deploying.md")]
+pub mod deploying {}
+
 /// The code in the README is compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
