@@ -479,7 +479,7 @@ pub(crate) enum Gate {
     #[default]
     Shut,
     Open,
-    Ask(Arc<dyn Ask>),
+    Ask(Arc<dyn ErasedAuthorize>),
 }
 
 impl Gate {
@@ -503,11 +503,11 @@ impl fmt::Debug for Gate {
 }
 
 /// An [`Authorize`] without its type.
-pub(crate) trait Ask: Send + Sync {
+pub(crate) trait ErasedAuthorize: Send + Sync {
     fn ask(&self, access: Access) -> Pin<Box<dyn Future<Output = Result<Grant, Denied>> + Send + '_>>;
 }
 
-impl<A: Authorize> Ask for A {
+impl<A: Authorize> ErasedAuthorize for A {
     fn ask(&self, access: Access) -> Pin<Box<dyn Future<Output = Result<Grant, Denied>> + Send + '_>> {
         Box::pin(self.authorize(access))
     }

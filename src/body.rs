@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use crate::{protocol::Payload, registry::Cut};
+use crate::{protocol::LayerBody, registry::Cut};
 
 pin_project! {
     /// The body of a response: the inner service's, or the layer's own. A service without an inner one,
@@ -29,25 +29,25 @@ pin_project! {
     /// ```
     pub struct ResponseBody<B = NoBody> {
         #[pin]
-        kind: Kind<B>,
+        kind: BodyKind<B>,
     }
 }
 
 pin_project! {
     #[project = KindProjection]
-    enum Kind<B> {
+    enum BodyKind<B> {
         Inner { #[pin] body: B },
-        Own { body: Payload },
+        Own { body: LayerBody },
     }
 }
 
 impl<B> ResponseBody<B> {
     pub(crate) fn inner(body: B) -> Self {
-        Self { kind: Kind::Inner { body } }
+        Self { kind: BodyKind::Inner { body } }
     }
 
-    pub(crate) fn own(body: Payload) -> Self {
-        Self { kind: Kind::Own { body } }
+    pub(crate) fn own(body: LayerBody) -> Self {
+        Self { kind: BodyKind::Own { body } }
     }
 }
 
@@ -68,15 +68,15 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inner { body } => body.is_end_stream(),
-            Kind::Own { body } => body.is_end_stream(),
+            BodyKind::Inner { body } => body.is_end_stream(),
+            BodyKind::Own { body } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { body } => body.size_hint(),
-            Kind::Own { body } => body.size_hint(),
+            BodyKind::Inner { body } => body.size_hint(),
+            BodyKind::Own { body } => body.size_hint(),
         }
     }
 }
@@ -119,7 +119,7 @@ impl Error for BodyError {
 /// An empty body.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
-        Self::own(Payload::default())
+        Self::own(LayerBody::default())
     }
 }
 
@@ -152,8 +152,8 @@ impl Body for NoBody {
 impl<B> fmt::Debug for ResponseBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            Kind::Inner { .. } => "inner",
-            Kind::Own { .. } => "own",
+            BodyKind::Inner { .. } => "inner",
+            BodyKind::Own { .. } => "own",
         };
         f.debug_struct("ResponseBody").field("kind", &kind).finish_non_exhaustive()
     }

@@ -14,7 +14,7 @@ use std::{
 use crate::{
     Error, Offset,
     engine::{Batch, Stamp, is_json},
-    registry::{Append, Appended, Creation, Local, Registry, Woken, poll_sliced},
+    registry::{Append, Appended, Creation, Local, Registry, WakeList, poll_sliced},
     sync::assert_unlocked,
 };
 
@@ -39,22 +39,22 @@ use crate::{
 pub struct Change {
     registry: Arc<Registry>,
     name: Arc<str>,
-    stage: Stage,
+    stage: ChangeStage,
 }
 
-enum Stage {
-    Begun(What),
+enum ChangeStage {
+    Begun(ChangeKind),
     /// The message could not be encoded, or the content type is malformed.
     Refused(Error),
     /// The change was made in memory. Some waiters have not been woken yet.
-    Waking(Woken, Offset),
+    Waking(WakeList, Offset),
     /// The change is in flight to a remote engine, expired channels must be evicted before it can be made, or it is a
     /// fork, which is copied in slices.
     Running(Pin<Box<dyn Future<Output = Result<Offset, Error>> + Send>>),
     Done,
 }
 
-enum What {
+enum ChangeKind {
     Append {
         content: Content,
         close: bool,
@@ -74,42 +74,42 @@ enum Content {
     Bytes(Bytes),
 }
 
-impl What {
+impl ChangeKind {
     fn append(content: Content) -> Self {
         Self::Append { content, close: false, stamp: None, again: false }
     }
 }
 
 impl Change {
-    fn new(registry: Arc<Registry>, name: Arc<str>, what: What) -> Self {
-        Self { registry, name, stage: Stage::Begun(what) }
+    fn new(registry: Arc<Registry>, name: Arc<str>, what: ChangeKind) -> Self {
+        Self { registry, name, stage: ChangeStage::Begun(what) }
     }
 
     pub(crate) fn append(registry: Arc<Registry>, name: Arc<str>, batch: Result<Batch, Error>) -> Self {
-        let what = batch.map(|batch| What::append(Content::Batch(batch)));
-        Self { registry, name, stage: what.map_or_else(Stage::Refused, Stage::Begun) }
+        let what = batch.map(|batch| ChangeKind::append(Content::Batch(batch)));
+        Self { registry, name, stage: what.map_or_else(ChangeStage::Refused, ChangeStage::Begun) }
     }
 
     pub(crate) fn bytes(registry: Arc<Registry>, name: Arc<str>, bytes: Bytes) -> Self {
-        Self::new(registry, name, What::append(Content::Bytes(bytes)))
+        Self::new(registry, name, ChangeKind::append(Content::Bytes(bytes)))
     }
 
     pub(crate) fn close(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self::new(registry, name, What::append(Content::None)).and_close()
+        Self::new(registry, name, ChangeKind::append(Content::None)).and_close()
     }
 
     pub(crate) fn create(registry: Arc<Registry>, name: Arc<str>, creation: Result<Creation, Error>) -> Self {
-        let what = creation.map(|creation| What::Create(Box::new(creation)));
-        Self { registry, name, stage: what.map_or_else(Stage::Refused, Stage::Begun) }
+        let what = creation.map(|creation| ChangeKind::Create(Box::new(creation)));
+        Self { registry, name, stage: what.map_or_else(ChangeStage::Refused, ChangeStage::Begun) }
     }
 
     pub(crate) fn delete(registry: Arc<Registry>, name: Arc<str>) -> Self {
-        Self::new(registry, name, What::Delete)
+        Self::new(registry, name, ChangeKind::Delete)
     }
 
     /// The same, and the end of the stream with it.
     pub(crate) fn and_close(mut self) -> Self {
-        if let Stage::Begun(What::Append { close, .. }) = &mut self.stage {
+        if let ChangeStage::Begun(ChangeKind::Append { close, .. }) = &mut self.stage {
             *close = true;
         }
         self
@@ -117,7 +117,7 @@ impl Change {
 
     /// The same, as a producer's message; `sent` if it was sent before, and what came of that is not known.
     pub(crate) fn stamped(mut self, by: Stamp, sent: bool) -> Self {
-        if let Stage::Begun(What::Append { stamp, again, .. }) = &mut self.stage {
+        if let ChangeStage::Begun(ChangeKind::Append { stamp, again, .. }) = &mut self.stage {
             (*stamp, *again) = (Some(by), sent);
         }
         self
@@ -154,42 +154,42 @@ impl Future for Change {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         assert_unlocked();
         let Self { registry, name, stage } = &mut *self;
-        if let Stage::Begun(what) = stage {
-            *stage = what.begin(registry, name).unwrap_or_else(Stage::Refused);
+        if let ChangeStage::Begun(what) = stage {
+            *stage = what.begin(registry, name).unwrap_or_else(ChangeStage::Refused);
         }
-        let done = match mem::replace(stage, Stage::Done) {
-            Stage::Refused(error) => Err(error),
-            Stage::Waking(mut woken, tail) => {
+        let done = match mem::replace(stage, ChangeStage::Done) {
+            ChangeStage::Refused(error) => Err(error),
+            ChangeStage::Waking(mut woken, tail) => {
                 if poll_sliced(cx, |slice| registry.finish(&mut woken, slice)).is_pending() {
-                    *stage = Stage::Waking(woken, tail);
+                    *stage = ChangeStage::Waking(woken, tail);
                     return Poll::Pending;
                 }
                 Ok(tail)
             }
-            Stage::Running(mut running) => match running.as_mut().poll(cx) {
+            ChangeStage::Running(mut running) => match running.as_mut().poll(cx) {
                 Poll::Ready(done) => done,
                 Poll::Pending => {
-                    *stage = Stage::Running(running);
+                    *stage = ChangeStage::Running(running);
                     return Poll::Pending;
                 }
             },
-            Stage::Begun(_) | Stage::Done => panic!("`Change` polled after it was ready"),
+            ChangeStage::Begun(_) | ChangeStage::Done => panic!("`Change` polled after it was ready"),
         };
         Poll::Ready(done)
     }
 }
 
-impl What {
+impl ChangeKind {
     /// Makes the change if the logs are in memory, it is no fork, and no more channels have to be evicted first. Otherwise
     /// returns a future that makes it.
-    fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<Stage, Error> {
+    fn begin(&mut self, registry: &Arc<Registry>, name: &Arc<str>) -> Result<ChangeStage, Error> {
         if !self.is_fork() {
             if let Some(made) = registry.at_once(|local| self.make(registry, local, name)) {
-                return made.map(|(tail, woken)| Stage::Waking(woken, tail));
+                return made.map(|(tail, woken)| ChangeStage::Waking(woken, tail));
             }
         }
         let (registry, name, what) = (registry.clone(), name.clone(), mem::replace(self, Self::Delete));
-        Ok(Stage::Running(Box::pin(async move { what.make_awaited(&registry, &name).await })))
+        Ok(ChangeStage::Running(Box::pin(async move { what.make_awaited(&registry, &name).await })))
     }
 
     fn is_fork(&self) -> bool {
@@ -197,7 +197,7 @@ impl What {
     }
 
     /// Makes the change in memory, unless it is a fork. A refused change can be retried.
-    fn make(&mut self, registry: &Registry, local: Local, name: &str) -> Result<(Offset, Woken), Error> {
+    fn make(&mut self, registry: &Registry, local: Local, name: &str) -> Result<(Offset, WakeList), Error> {
         match self {
             Self::Append { content, close, stamp, again } => {
                 let (create, stamp) = (Some(registry.json()), stamp.as_ref());
@@ -273,13 +273,13 @@ fn accepted(appended: &Appended, stamp: Option<&Stamp>, again: bool) -> Result<O
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stage = match &self.stage {
-            Stage::Begun(What::Append { .. }) => "append",
-            Stage::Begun(What::Create(_)) => "create",
-            Stage::Begun(What::Delete) => "delete",
-            Stage::Refused(_) => "refused",
-            Stage::Waking(..) => "waking",
-            Stage::Running(_) => "running",
-            Stage::Done => "done",
+            ChangeStage::Begun(ChangeKind::Append { .. }) => "append",
+            ChangeStage::Begun(ChangeKind::Create(_)) => "create",
+            ChangeStage::Begun(ChangeKind::Delete) => "delete",
+            ChangeStage::Refused(_) => "refused",
+            ChangeStage::Waking(..) => "waking",
+            ChangeStage::Running(_) => "running",
+            ChangeStage::Done => "done",
         };
         f.debug_struct("Change").field("channel", &self.name).field("stage", &stage).finish_non_exhaustive()
     }

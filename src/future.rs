@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use crate::{ResponseBody, protocol::Reply};
+use crate::{ResponseBody, protocol::Pending};
 
 pin_project! {
     /// The future of an answer: the inner service's, unboxed, or the layer's own.
@@ -23,25 +23,25 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<F> {
         #[pin]
-        kind: Kind<F>,
+        kind: FutureKind<F>,
     }
 }
 
 pin_project! {
     #[project = KindProjection]
-    enum Kind<F> {
+    enum FutureKind<F> {
         Inner { #[pin] future: F },
-        Own { reply: Reply },
+        Own { reply: Pending },
     }
 }
 
 impl<F> ResponseFuture<F> {
     pub(crate) fn inner(future: F) -> Self {
-        Self { kind: Kind::Inner { future } }
+        Self { kind: FutureKind::Inner { future } }
     }
 
-    pub(crate) fn own(reply: Reply) -> Self {
-        Self { kind: Kind::Own { reply } }
+    pub(crate) fn own(reply: Pending) -> Self {
+        Self { kind: FutureKind::Own { reply } }
     }
 }
 
@@ -68,8 +68,8 @@ where
 impl<F> fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            Kind::Inner { .. } => "inner",
-            Kind::Own { .. } => "own",
+            FutureKind::Inner { .. } => "inner",
+            FutureKind::Own { .. } => "own",
         };
         f.debug_struct("ResponseFuture").field("kind", &kind).finish_non_exhaustive()
     }

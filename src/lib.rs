@@ -124,7 +124,7 @@ mod create;
 mod engine;
 mod error;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere there are no such rules"))]
-mod faults;
+mod fault_injection;
 mod future;
 mod layer;
 mod name;
@@ -156,7 +156,7 @@ pub use engine::{Gone, Offset, ParseOffsetError, Reason, Retention};
 pub use error::{Error, Limit};
 #[cfg(comet_faults)]
 #[doc(hidden)]
-pub use faults::Rule;
+pub use fault_injection::Invariant;
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
 pub use outcome::{Outcome, OutcomeKind};

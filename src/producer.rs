@@ -214,10 +214,10 @@ mod tests {
     use crate::{
         Comet, Retention,
         engine::{
-            Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Listed, Names, Place,
-            Remote, Seen, Touch,
+            Announcement, Append, AppendFate, Appended, CachedTail, Comparison, Created, Creation, Feed, Listed, Names,
+            ReadFrom, Remote, RemoteFuture, RemoteRead, Touch,
         },
-        faults::Faults,
+        fault_injection::Faults,
         registry::{Limits, Registry},
     };
 
@@ -233,7 +233,7 @@ mod tests {
     }
 
     impl Remote for Engine {
-        fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
+        fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> RemoteFuture<'a, Appended> {
             let done =
                 self.logs.append_local(self.logs.assert_local(), name, &mut append.clone()).map(|(done, _)| done);
             match self.how.load(Relaxed) {
@@ -243,17 +243,21 @@ mod tests {
             }
         }
 
-        fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
+        fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> RemoteFuture<'a, Created> {
             Box::pin(ready(
                 self.logs.create_local(self.logs.assert_local(), name, creation).map(|(created, _)| created),
             ))
         }
 
-        fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
+        fn delete<'a>(&'a self, name: &'a str) -> RemoteFuture<'a, Offset> {
             Box::pin(ready(self.logs.delete_local(self.logs.assert_local(), name).map(|(tail, _)| tail)))
         }
 
-        fn append_each<'a>(&'a self, _: &'a [String], _: &'a Append<'a>) -> Answer<'a, Vec<Result<Appended, Error>>> {
+        fn append_each<'a>(
+            &'a self,
+            _: &'a [String],
+            _: &'a Append<'a>,
+        ) -> RemoteFuture<'a, Vec<Result<Appended, Error>>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
@@ -261,23 +265,23 @@ mod tests {
             unreachable!("nothing is broadcast")
         }
 
-        fn forget<'a>(&'a self, _: &'a [Listed]) -> Answer<'a, ()> {
+        fn forget<'a>(&'a self, _: &'a [Listed]) -> RemoteFuture<'a, ()> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn read<'a>(&'a self, _: &'a str, _: Place, _: usize, _: Touch) -> Answer<'a, Found> {
+        fn read<'a>(&'a self, _: &'a str, _: ReadFrom, _: usize, _: Touch) -> RemoteFuture<'a, RemoteRead> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn compare<'a>(&'a self, _: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
+        fn compare<'a>(&'a self, _: &'a [CachedTail<'a>]) -> RemoteFuture<'a, Vec<Comparison>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn verify<'a>(&'a self, _: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>> {
+        fn verify<'a>(&'a self, _: &'a [(Arc<str>, Offset)]) -> RemoteFuture<'a, Vec<AppendFate>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+        fn connect(&self) -> RemoteFuture<'_, Box<dyn Feed>> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
@@ -285,15 +289,15 @@ mod tests {
             Poll::Pending
         }
 
-        fn announce<'a>(&'a self, _: &'a Announcement) -> Answer<'a, ()> {
+        fn announce<'a>(&'a self, _: &'a Announcement) -> RemoteFuture<'a, ()> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn trial(&self) -> Answer<'_, ()> {
+        fn trial(&self) -> RemoteFuture<'_, ()> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
 
-        fn probe(&self, _: u64) -> Answer<'_, ()> {
+        fn probe(&self, _: u64) -> RemoteFuture<'_, ()> {
             Box::pin(ready(Err(Error::Unreachable)))
         }
     }

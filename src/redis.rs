@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use crate::{
     Comet, RedisError, Retention,
     engine::{Credentials, Redis, Remote},
-    faults::Faults,
-    registry::{Limits, Registry, connect, tend},
+    fault_injection::Faults,
+    registry::{Limits, Registry, connect, maintain_remote},
 };
 
 /// Connects a [`Comet`] to Redis or Valkey, version 6 or later, where the logs of its channels then are.
@@ -95,7 +95,7 @@ impl RedisBuilder {
     /// Takes a rule out: the tests are to notice.
     #[cfg(comet_faults)]
     #[doc(hidden)]
-    pub fn without(mut self, rule: crate::Rule) -> Self {
+    pub fn without(mut self, rule: crate::Invariant) -> Self {
         self.faults.without = Some(rule);
         self
     }
@@ -151,7 +151,7 @@ impl RedisBuilder {
         if first.is_some() {
             registry.is_reached();
         }
-        tokio::spawn(tend(Arc::downgrade(&registry), remote, first));
+        tokio::spawn(maintain_remote(Arc::downgrade(&registry), remote, first));
         Ok(Comet::with(registry))
     }
 }

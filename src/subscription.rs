@@ -15,7 +15,7 @@ use std::{
 use crate::{
     Error, Gone, Offset,
     engine::{Reading, Reason, Start},
-    registry::{Begun, Ended, NEVER, Registry, Wait},
+    registry::{NEVER, ReadOrWait, Registry, Wait, WaitEnd},
     sync::Mutex,
 };
 
@@ -67,7 +67,7 @@ enum Step {
     Ended,
 }
 
-type Read = Pin<Box<dyn Future<Output = Result<Begun, Error>> + Send>>;
+type Read = Pin<Box<dyn Future<Output = Result<ReadOrWait, Error>> + Send>>;
 
 /// The least that a read returns is one append.
 const ONE: usize = 0;
@@ -197,8 +197,8 @@ impl Subscription {
                     let begun = ready!(read.get_mut().as_mut().poll(cx));
                     self.step = Step::Idle;
                     match begun? {
-                        Begun::Read(reading) => return Poll::Ready(Ok(self.read(reading))),
-                        Begun::Wait(mut wait) => {
+                        ReadOrWait::Read(reading) => return Poll::Ready(Ok(self.read(reading))),
+                        ReadOrWait::Wait(mut wait) => {
                             self.place = Start::After(wait.after());
                             if self.registry.is_closing() {
                                 return Poll::Ready(Err(Error::ShutDown));
@@ -212,16 +212,16 @@ impl Subscription {
                     let ended = ready!(wait.as_mut().poll(cx, NEVER, ONE.into()));
                     self.unpark();
                     return Poll::Ready(match ended {
-                        Ended::Read(reading) => Ok(self.read(reading)),
-                        Ended::Gone(gone) => Err(Error::Gone(gone)),
-                        Ended::Deleted => {
+                        WaitEnd::Read(reading) => Ok(self.read(reading)),
+                        WaitEnd::Gone(gone) => Err(Error::Gone(gone)),
+                        WaitEnd::Deleted => {
                             let tail = self.registry.tail(&self.name);
                             Err(Error::Gone(Gone::new(Reason::Deleted, tail, tail)))
                         }
-                        Ended::Refused(error) => Err(error),
-                        Ended::Released(_) => Err(Error::ShutDown),
+                        WaitEnd::Refused(error) => Err(error),
+                        WaitEnd::Released(_) => Err(Error::ShutDown),
                         // The deadline is never.
-                        Ended::TimedOut(_) => continue,
+                        WaitEnd::TimedOut(_) => continue,
                     });
                 }
             }

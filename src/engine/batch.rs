@@ -48,7 +48,7 @@ impl Batch {
         json::check(text.as_bytes(), levels).map_err(|reason| Error::Json(reason.into()))?;
         let mut json = serde_json::Deserializer::from_str(text);
         let (messages, data) = if is_array {
-            let messages = json.deserialize_seq(Count).map_err(|error| Error::Json(error.into()))?;
+            let messages = json.deserialize_seq(CountElements).map_err(|error| Error::Json(error.into()))?;
             (messages, Bytes::copy_from_slice(text.as_bytes()))
         } else {
             json.deserialize_ignored_any(IgnoredAny).map_err(|error| Error::Json(error.into()))?;
@@ -87,7 +87,7 @@ impl Batch {
         let parts = u32::try_from(parts).ok()?;
         let (data, messages) = if self.json {
             let text = std::str::from_utf8(&self.data).ok()?;
-            let end = serde_json::Deserializer::from_str(text).deserialize_seq(End { text, parts }).ok()?;
+            let end = serde_json::Deserializer::from_str(text).deserialize_seq(PrefixEnd { text, parts }).ok()?;
             let text = [&text[..end], "]"].concat().into_bytes();
             (Bytes::from(text.into_boxed_slice()), parts)
         } else {
@@ -131,9 +131,9 @@ impl fmt::Debug for Batch {
 }
 
 /// Counts the elements of an array without keeping any.
-struct Count;
+struct CountElements;
 
-impl<'de> Visitor<'de> for Count {
+impl<'de> Visitor<'de> for CountElements {
     type Value = u32;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,12 +150,12 @@ impl<'de> Visitor<'de> for Count {
 }
 
 /// Finds where the first so many elements of an array end in its text.
-struct End<'a> {
+struct PrefixEnd<'a> {
     text: &'a str,
     parts: u32,
 }
 
-impl<'de> Visitor<'de> for End<'de> {
+impl<'de> Visitor<'de> for PrefixEnd<'de> {
     type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,12 +6,12 @@ use std::{
     option,
 };
 
-use super::stored::Logged;
+use super::stored::LoggedBytes;
 
 /// One append that is kept.
 #[derive(Clone)]
-pub(super) struct Entry {
-    pub(super) data: Logged,
+pub(super) struct HistoryEntry {
+    pub(super) data: LoggedBytes,
     pub(super) messages: u32,
     /// Says which append this was. The log's own id, save where a fork inherits.
     pub(super) fingerprint: u64,
@@ -21,10 +21,10 @@ pub(super) struct Entry {
 
 /// Many channels hold one append and never more: that one lies in the log itself.
 pub(super) enum History {
-    One(Entry),
+    One(HistoryEntry),
     /// Or none.
     Many {
-        entries: VecDeque<Entry>,
+        entries: VecDeque<HistoryEntry>,
         /// Of all of them.
         bytes: usize,
     },
@@ -51,14 +51,14 @@ impl History {
         }
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<&Entry> {
+    pub(super) fn get(&self, index: usize) -> Option<&HistoryEntry> {
         match self {
             Self::One(entry) => (index == 0).then_some(entry),
             Self::Many { entries, .. } => entries.get(index),
         }
     }
 
-    pub(super) fn newest(&self) -> Option<&Entry> {
+    pub(super) fn newest(&self) -> Option<&HistoryEntry> {
         match self {
             Self::One(entry) => Some(entry),
             Self::Many { entries, .. } => entries.back(),
@@ -66,15 +66,18 @@ impl History {
     }
 
     /// Those from an index on.
-    pub(super) fn from(&self, first: usize) -> Chain<option::IntoIter<&Entry>, vec_deque::Iter<'_, Entry>> {
-        const NONE: &VecDeque<Entry> = &VecDeque::new();
+    pub(super) fn from(
+        &self,
+        first: usize,
+    ) -> Chain<option::IntoIter<&HistoryEntry>, vec_deque::Iter<'_, HistoryEntry>> {
+        const NONE: &VecDeque<HistoryEntry> = &VecDeque::new();
         match self {
             Self::One(entry) => (first == 0).then_some(entry).into_iter().chain(NONE),
             Self::Many { entries, .. } => None.into_iter().chain(entries.range(first..)),
         }
     }
 
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, entry: HistoryEntry) {
         match self {
             Self::Many { entries, bytes } if !entries.is_empty() => {
                 *bytes += entry.data.len();
@@ -117,7 +120,7 @@ mod tests {
 
     #[test]
     fn it_is_little_larger_than_one_append() {
-        assert_eq!((size_of::<History>(), size_of::<Entry>()), (40, 32));
+        assert_eq!((size_of::<History>(), size_of::<HistoryEntry>()), (40, 32));
     }
 
     proptest! {
@@ -126,8 +129,8 @@ mod tests {
             let (mut history, mut model) = (History::new(), VecDeque::new());
             for (at, (push, count)) in (0u64..).zip(steps) {
                 if push {
-                    let data = Logged::new(Bytes::from(vec![b'x'; count]), &Arc::default());
-                    history.push(Entry { data, messages: 1, fingerprint: 1, at });
+                    let data = LoggedBytes::new(Bytes::from(vec![b'x'; count]), &Arc::default());
+                    history.push(HistoryEntry { data, messages: 1, fingerprint: 1, at });
                     model.push_back((at, count));
                 } else {
                     history.drop_oldest(count);

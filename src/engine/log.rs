@@ -3,12 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    Batch, Extent, Gone, MediaType, Offset, Reading, Reason, ResponseBytes, Retention, Start, Writers,
-    history::{Entry, History},
+    Batch, Extent, Gone, MediaType, Offset, Producers, Reading, Reason, ResponseBytes, Retention, Start,
+    history::{History, HistoryEntry},
     is_json,
     reading::Pieces,
     replica,
-    stored::Logged,
+    stored::LoggedBytes,
     utf8::is_within_character,
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Log {
     closed: bool,
     /// When it was last appended to, closed, or made.
     written: u64,
-    writers: Option<Box<Writers>>,
+    producers: Option<Box<Producers>>,
     /// Counts the appends that the log has dropped and responses still hold.
     pub(super) counter: Arc<ResponseBytes>,
     /// It is kept elsewhere, and this is what this process holds of it.
@@ -50,7 +50,7 @@ impl Log {
             history: History::new(),
             closed: false,
             written: now,
-            writers: None,
+            producers: None,
             counter: Arc::clone(counter),
             replica: false,
         }
@@ -69,12 +69,12 @@ impl Log {
     }
 
     /// What is remembered of who wrote.
-    pub(crate) fn writers(&self) -> Option<&Writers> {
-        self.writers.as_deref()
+    pub(crate) fn producers(&self) -> Option<&Producers> {
+        self.producers.as_deref()
     }
 
-    pub(crate) fn writers_mut(&mut self) -> &mut Writers {
-        self.writers.get_or_insert_default()
+    pub(crate) fn producers_mut(&mut self) -> &mut Producers {
+        self.producers.get_or_insert_default()
     }
 
     /// Ends the stream: nothing is appended from here on.
@@ -100,7 +100,7 @@ impl Log {
 
     /// What the log holds, in the measure of the limit on all history.
     pub(crate) fn cost(&self) -> usize {
-        let writers = self.writers.as_ref().map_or(0, |writers| writers.cost());
+        let writers = self.producers.as_ref().map_or(0, |writers| writers.cost());
         self.history.bytes() + self.len() * ENTRY_COST + writers
     }
 
@@ -144,8 +144,8 @@ impl Log {
         debug_assert!(self.takes(&batch) && !self.closed, "the registry has checked");
         self.drop_oldest(weight.surplus);
         self.written = now;
-        let data = Logged::new(batch.data, &self.counter);
-        self.history.push(Entry { data, messages: batch.messages, fingerprint: self.id, at: now });
+        let data = LoggedBytes::new(batch.data, &self.counter);
+        self.history.push(HistoryEntry { data, messages: batch.messages, fingerprint: self.id, at: now });
         self.tail()
     }
 
@@ -160,7 +160,7 @@ impl Log {
     pub(crate) fn clear(&mut self) -> usize {
         let before = self.cost();
         self.drop_oldest(self.len());
-        self.writers = None;
+        self.producers = None;
         before
     }
 
@@ -176,7 +176,7 @@ impl Log {
     pub(crate) fn read(&self, start: Start, extent: Extent) -> Result<Reading, Gone> {
         let first = self.index(start).map_err(|reason| self.gone(reason))?;
         let mut bytes = 0;
-        let within_extent = |(nth, entry): &(usize, &Entry)| {
+        let within_extent = |(nth, entry): &(usize, &HistoryEntry)| {
             bytes += entry.data.len();
             *nth == 0 || (bytes <= extent.bytes && *nth < READ)
         };
@@ -234,8 +234,8 @@ impl Log {
             Start::Earliest if self.replica && self.floor.position() > 0 => Err(Reason::Trimmed),
             Start::Earliest => Ok(0),
             Start::Tail => Ok(self.len()),
-            Start::Origin if self.floor.position() == 0 => Ok(0),
-            Start::Origin => Err(Reason::Trimmed),
+            Start::AbsentTail if self.floor.position() == 0 => Ok(0),
+            Start::AbsentTail => Err(Reason::Trimmed),
             Start::After(offset) => self.locate(offset),
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     /// Appends the pieces one by one, and after each reads what there is in whole characters. Returns what was read.
     fn read_along(pieces: &[Vec<u8>], bytes: usize, read_every: usize) -> Vec<Vec<u8>> {
         let mut log = Log::new("text/plain".parse().expect("a type"), 0, &Arc::default());
-        let (mut after, mut read) = (Start::Origin, Vec::new());
+        let (mut after, mut read) = (Start::AbsentTail, Vec::new());
         for nth in 0..=pieces.len() {
             match pieces.get(nth) {
                 Some(piece) => {

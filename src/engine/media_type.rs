@@ -21,13 +21,13 @@ pub(crate) struct Parsed {
     text: Box<str>,
     /// The length of `type/subtype` at the start of the text.
     essence: usize,
-    kind: Kind,
+    kind: MediaKind,
     /// Whether its `charset` is UTF-8, which is the default.
     utf8: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum MediaKind {
     /// `application/json`
     Json,
     /// `text/plain`
@@ -52,7 +52,7 @@ impl MediaType {
     pub(crate) fn stored(text: &str) -> Self {
         text.parse().unwrap_or_else(|_| {
             let (text, essence) = (Self::BYTES.into(), Self::BYTES.len());
-            Self::Other(Arc::new(Parsed { text, essence, kind: Kind::Other, utf8: false }))
+            Self::Other(Arc::new(Parsed { text, essence, kind: MediaKind::Other, utf8: false }))
         })
     }
 
@@ -64,9 +64,9 @@ impl MediaType {
         }
     }
 
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> MediaKind {
         match self {
-            Self::Json => Kind::Json,
+            Self::Json => MediaKind::Json,
             Self::Other(parsed) => parsed.kind,
         }
     }
@@ -86,11 +86,11 @@ impl FromStr for MediaType {
         let (essence, charset) = Some(text).filter(|text| text.len() <= LEN).and_then(parts).ok_or(Error::MediaType)?;
         let is = |other| essence.eq_ignore_ascii_case(other);
         let kind = match essence.split_once('/') {
-            _ if is(Self::JSON) => Kind::Json,
-            _ if is(Self::BYTES) => Kind::Bytes,
-            _ if is("text/plain") => Kind::Plain,
-            Some((main, _)) if main.eq_ignore_ascii_case("text") => Kind::Text,
-            _ => Kind::Other,
+            _ if is(Self::JSON) => MediaKind::Json,
+            _ if is(Self::BYTES) => MediaKind::Bytes,
+            _ if is("text/plain") => MediaKind::Plain,
+            Some((main, _)) if main.eq_ignore_ascii_case("text") => MediaKind::Text,
+            _ => MediaKind::Other,
         };
         let utf8 = charset.is_none_or(|charset| charset.trim_matches('"').eq_ignore_ascii_case("utf-8"));
         Ok(Self::Other(Arc::new(Parsed { text: text.into(), essence: essence.len(), kind, utf8 })))
@@ -129,12 +129,12 @@ pub(crate) fn same_type(a: &MediaType, b: &MediaType) -> bool {
 
 /// Whether content of this type is JSON, whatever the parameters.
 pub(crate) fn is_json(content_type: &MediaType) -> bool {
-    content_type.kind() == Kind::Json
+    content_type.kind() == MediaKind::Json
 }
 
 /// Whether content of this type is text, which an event stream carries as it is.
 pub(crate) fn is_text(content_type: &MediaType) -> bool {
-    matches!(content_type.kind(), Kind::Plain | Kind::Text)
+    matches!(content_type.kind(), MediaKind::Plain | MediaKind::Text)
 }
 
 /// Whether content of this type is text in UTF-8.
@@ -144,7 +144,7 @@ pub(crate) fn is_utf8(content_type: &MediaType) -> bool {
 
 /// Whether a browser shows or saves content of this type and never runs it as a page of this origin.
 pub(crate) fn is_inert(content_type: &MediaType) -> bool {
-    matches!(content_type.kind(), Kind::Json | Kind::Plain | Kind::Bytes)
+    matches!(content_type.kind(), MediaKind::Json | MediaKind::Plain | MediaKind::Bytes)
 }
 
 /// Returns the `type/subtype` and the `charset` of a text that is a media type as a whole (RFC 9110, section 8.3.1):

@@ -5,26 +5,27 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `log`, `branch`, `replica` | a log in memory; what a fork inherits; the cached end of a remote log |
+//! | `log`, `fork`, `replica` | a log in memory; what a fork inherits; the cached end of a remote log |
 //! | `history` | the appends that a log in memory keeps |
 //! | `stored` | the bytes of one append, shared by logs and responses, and the count of what only responses hold |
-//! | `batch`, `writers`, `retention` | what one append adds, who sent it, how much is kept |
+//! | `batch`, `producers`, `retention` | what one append adds, who sent it, how much is kept |
 //! | `json` | JSON that is refused because common parsers cannot read it |
-//! | `offset`, `gone`, `reading`, `parts` | an offset in a log, why it cannot be read from, what a read found there, and that in parts |
+//! | `offset`, `gone`, `reading`, `chunks` | an offset in a log, why it cannot be read from, what a read found there, and that in parts |
 //! | `request` | what any engine is asked to do, and what it says was done |
 //! | `remote` | the engines outside of this process: the one place where they differ |
 //! | `redis` | Redis or Valkey |
 //! | `media_type`, `utf8` | content types: parsed once, and compared by their essence; where characters are split |
 
 mod batch;
-mod branch;
+mod chunks;
+mod fork;
 mod gone;
 mod history;
 mod json;
 mod log;
 mod media_type;
 mod offset;
-mod parts;
+mod producers;
 mod reading;
 #[cfg(feature = "redis")]
 mod redis;
@@ -36,26 +37,25 @@ mod request;
 mod retention;
 mod stored;
 mod utf8;
-mod writers;
 
 pub(crate) use batch::Batch;
-pub(crate) use branch::{Branch, Copied, Remains};
+pub(crate) use chunks::Chunks;
+pub(crate) use fork::{Copied, DroppedEntries, ForkCopy};
 pub use gone::{Gone, Reason};
 #[cfg(feature = "redis")]
 pub(crate) use log::READ;
 pub(crate) use log::{Log, cost_of};
 pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, is_utf8, same_type};
 pub use offset::{Offset, ParseOffsetError};
-pub(crate) use parts::Parts;
+pub(crate) use producers::{ProducerCheck, Producers, Stamp};
 pub(crate) use reading::{Extent, Reading, Start};
 #[cfg(feature = "redis")]
 pub use redis::RedisError;
 #[cfg(feature = "redis")]
 pub(crate) use redis::{Credentials, Redis};
-pub(crate) use remote::{Answer, Fate, Found, Notice, Page, Place, Remote, Touch};
+pub(crate) use remote::{AppendFate, Notice, Page, ReadFrom, Remote, RemoteFuture, RemoteRead, Touch};
 #[cfg(feature = "redis")]
-pub(crate) use remote::{Feed, Held, Listed, Names, PageEntry, Seen};
+pub(crate) use remote::{CachedTail, Comparison, Feed, Listed, Names, PageEntry};
 pub(crate) use request::{Announcement, Append, Appended, Created, Creation, Fork, Lifetime};
 pub use retention::Retention;
-pub(crate) use stored::{ResponseBytes, Share, Stored};
-pub(crate) use writers::{Admission, Stamp, Writers};
+pub(crate) use stored::{AppendBytes, ResponseBytes, Share};

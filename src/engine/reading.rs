@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use std::{fmt, sync::Arc};
 
-use super::{MediaType, Offset, ResponseBytes, Stored, stored::Logged};
+use super::{AppendBytes, MediaType, Offset, ResponseBytes, stored::LoggedBytes};
 
 /// Where a read starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(crate) enum Start {
     /// At the tail: `now`.
     Tail,
     /// Before anything that was ever appended.
-    Origin,
+    AbsentTail,
     /// Just after what the offset names.
     After(Offset),
 }
@@ -59,8 +59,8 @@ pub(crate) struct Reading {
 pub(super) enum Pieces {
     None,
     /// Shared with the log.
-    One(Arc<Stored>),
-    Many(Vec<Arc<Stored>>),
+    One(Arc<AppendBytes>),
+    Many(Vec<Arc<AppendBytes>>),
     /// A copy of several, joined.
     Joined(Bytes),
 }
@@ -111,7 +111,7 @@ impl Reading {
     }
 
     /// The append, if it is a single one, or else a copy of all messages that does not count.
-    pub(crate) fn into_append(self) -> Result<Arc<Stored>, Bytes> {
+    pub(crate) fn into_append(self) -> Result<Arc<AppendBytes>, Bytes> {
         match self.pieces {
             Pieces::One(data) => Ok(data),
             _ => Err(self.into_bytes()),
@@ -119,10 +119,10 @@ impl Reading {
     }
 
     /// All messages in one piece. A copy counts as bytes that a response holds; an append does as it always does.
-    pub(crate) fn into_stored(self, counter: &Arc<ResponseBytes>) -> Arc<Stored> {
+    pub(crate) fn into_stored(self, counter: &Arc<ResponseBytes>) -> Arc<AppendBytes> {
         match self.pieces {
             Pieces::One(data) => data,
-            _ => Stored::private(self.into_bytes(), counter),
+            _ => AppendBytes::private(self.into_bytes(), counter),
         }
     }
 }
@@ -130,7 +130,7 @@ impl Reading {
 impl Pieces {
     /// The appends of a reading: shared with the log, unless they are so small that references to them would take more memory
     /// than a copy.
-    pub(super) fn of<'a>(mut appends: impl Iterator<Item = &'a Logged> + Clone, json: bool) -> Self {
+    pub(super) fn of<'a>(mut appends: impl Iterator<Item = &'a LoggedBytes> + Clone, json: bool) -> Self {
         /// About what a reference keeps alive besides the bytes.
         const SMALL: usize = 32;
         let (count, bytes) = appends.clone().fold((0, 0), |(count, bytes), data| (count + 1, bytes + data.len()));
@@ -138,7 +138,7 @@ impl Pieces {
             0 => Self::None,
             1 => appends.next().map_or(Self::None, |data| Self::One(data.share())),
             _ if bytes < count * SMALL => Self::Joined(join(appends.map(|data| &data.bytes()[..]), json)),
-            _ => Self::Many(appends.map(Logged::share).collect()),
+            _ => Self::Many(appends.map(LoggedBytes::share).collect()),
         }
     }
 }

@@ -24,31 +24,31 @@ use crate::Error;
 ///
 /// Of an error, [`Error::Uncertain`] alone leaves open whether something was done. [`Error::Engine`] and [`Error::Layout`] concern one
 /// channel, and [`Error::Unreachable`] all of them.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+pub(crate) type RemoteFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
 pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// Connects anew, and begins to hear what is published. What was connected before is not used any more.
-    fn connect(&self) -> Answer<'_, Box<dyn Feed>>;
+    fn connect(&self) -> RemoteFuture<'_, Box<dyn Feed>>;
 
     /// Whether the connection is lost: asked now and then, and woken for.
     fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended>;
+    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> RemoteFuture<'a, Appended>;
 
-    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created>;
+    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> RemoteFuture<'a, Created>;
 
-    fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset>;
+    fn delete<'a>(&'a self, name: &'a str) -> RemoteFuture<'a, Offset>;
 
     /// What there is; [`Error::Gone`] if the place is none.
-    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found>;
+    fn read<'a>(&'a self, name: &'a str, from: ReadFrom, limit: usize, touch: Touch) -> RemoteFuture<'a, RemoteRead>;
 
     /// Compares cached entries of channels with their logs, in this order: much cheaper than reading them one by one.
     /// Renews idle lifetimes as a read with the same [`Touch`] does.
-    fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>>;
+    fn compare<'a>(&'a self, held: &'a [CachedTail<'a>]) -> RemoteFuture<'a, Vec<Comparison>>;
 
     /// Finds out what became of appends that this engine has acknowledged: the name of the channel, and its tail after the
     /// append. Answers in this order.
-    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>>;
+    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> RemoteFuture<'a, Vec<AppendFate>>;
 
     /// Makes the same append to each of these channels, in as few round trips as it can. Answers in this order, for each by itself.
     /// The order of these appends and of others that are under way at the same time is not defined.
@@ -56,30 +56,30 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
         &'a self,
         names: &'a [String],
         append: &'a Append<'a>,
-    ) -> Answer<'a, Vec<Result<Appended, Error>>>;
+    ) -> RemoteFuture<'a, Vec<Result<Appended, Error>>>;
 
     /// Walks over the names of all channels.
     fn names(&self) -> Box<dyn Names + '_>;
 
     /// Removes names from what [`names`](Self::names) walks over. The caller has found, after it was given them, that they have no
     /// channel.
-    fn forget<'a>(&'a self, names: &'a [Listed]) -> Answer<'a, ()>;
+    fn forget<'a>(&'a self, names: &'a [Listed]) -> RemoteFuture<'a, ()>;
 
     /// Sends a broadcast to all other nodes: those that are connected receive it as [`Notice::Broadcast`].
-    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()>;
+    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> RemoteFuture<'a, ()>;
 
     /// Tries an append, a read and a publication, as channels need them.
-    fn trial(&self) -> Answer<'_, ()>;
+    fn trial(&self) -> RemoteFuture<'_, ()>;
 
     /// Publishes to this process itself. It comes back as [`Notice::Probe`] if what is published is heard here.
-    fn probe(&self, number: u64) -> Answer<'_, ()>;
+    fn probe(&self, number: u64) -> RemoteFuture<'_, ()>;
 }
 
 /// A walk over the names of all channels.
 pub(crate) trait Names: Send {
     /// Returns the next names, a few thousand at most; `None` after the last. Every channel that existed when the walk began, and exists
     /// until its end, is among them. A name may come twice, and may have no channel.
-    fn next(&mut self) -> Answer<'_, Option<Vec<Listed>>>;
+    fn next(&mut self) -> RemoteFuture<'_, Option<Vec<Listed>>>;
 }
 
 /// A name that an engine has listed.
@@ -98,10 +98,10 @@ pub(crate) struct Listed {
 pub(crate) trait Feed: Send {
     /// Requests the notices of channels. The request is sent when the future is first polled. The future resolves when
     /// the engine has confirmed it: what is published from then on is received.
-    fn subscribe(&self, names: &[&str]) -> Answer<'static, ()>;
+    fn subscribe(&self, names: &[&str]) -> RemoteFuture<'static, ()>;
 
     /// Requests no more notices of channels. The request is sent when the future is first polled.
-    fn unsubscribe(&self, names: &[&str]) -> Answer<'static, ()>;
+    fn unsubscribe(&self, names: &[&str]) -> RemoteFuture<'static, ()>;
 
     /// Returns the next notice, and the name of its channel. `None` once the connection is lost.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(String, Notice)>>;
@@ -131,7 +131,7 @@ pub(crate) enum Notice {
 
 /// Where an engine is to read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ReadFrom {
     From(Start),
     /// As near to the tail as is within the limit.
     Window,
@@ -146,7 +146,7 @@ pub(crate) enum Touch {
 
 /// What is held of a channel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held<'a> {
+pub(crate) struct CachedTail<'a> {
     pub(crate) name: &'a str,
     /// Where it ends, or what stands for that if nobody has made it.
     pub(crate) tail: Offset,
@@ -158,7 +158,7 @@ pub(crate) struct Held<'a> {
 
 /// What there is, beside what is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Comparison {
     Same,
     /// It ends here. All else is the same.
     At(Offset),
@@ -167,7 +167,7 @@ pub(crate) enum Seen {
 
 /// What became of an append that was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum AppendFate {
     /// It is in the log, or has been trimmed.
     Kept,
     /// The channel was deleted, or has expired.
@@ -182,13 +182,13 @@ pub(crate) enum Fate {
 
 /// What a read has found.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum RemoteRead {
     Page(Page),
     /// Nobody has made the channel. This stands for its tail: whoever comes back with it misses nothing.
     Nothing(Offset),
 }
 
-impl Found {
+impl RemoteRead {
     /// Whether there is nothing beyond it.
     pub(crate) fn is_up_to_date(&self) -> bool {
         match self {

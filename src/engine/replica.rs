@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::sync::Arc;
 
-use super::{Log, Offset, Page, ResponseBytes, history::Entry, stored::Logged};
+use super::{Log, Offset, Page, ResponseBytes, history::HistoryEntry, stored::LoggedBytes};
 
 /// What is in common to the fingerprints of one log.
 pub(super) const SHARED: u64 = !0 << 32;
@@ -26,8 +26,8 @@ impl Log {
             self.close(now);
         }
         for entry in page.entries {
-            self.history.push(Entry {
-                data: Logged::new(entry.data, &self.counter),
+            self.history.push(HistoryEntry {
+                data: LoggedBytes::new(entry.data, &self.counter),
                 messages: entry.messages,
                 fingerprint: entry.fingerprint,
                 at: now,
@@ -37,8 +37,8 @@ impl Log {
 
     /// Adds an append that follows the last one.
     pub(crate) fn follow(&mut self, at: Offset, messages: u32, data: Bytes, now: u64) {
-        let data = Logged::new(data, &self.counter);
-        self.history.push(Entry { data, messages, fingerprint: at.fingerprint(), at: now });
+        let data = LoggedBytes::new(data, &self.counter);
+        self.history.push(HistoryEntry { data, messages, fingerprint: at.fingerprint(), at: now });
     }
 
     /// Lets go of the oldest, but for the newest: they are kept elsewhere.

@@ -28,7 +28,7 @@ impl ResponseBytes {
 
 /// The bytes of one append.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct AppendBytes {
     bytes: Bytes,
     /// How many logs keep it: more than one if channels were forked. Once this is zero it stays zero, and the bytes
     /// count as those of responses until the last response releases them.
@@ -39,7 +39,7 @@ pub(crate) struct Stored {
 /// In place of the number of logs: no response held it when the last log dropped it, so it was never counted.
 const UNSHARED: usize = usize::MAX;
 
-impl Stored {
+impl AppendBytes {
     fn new(bytes: Bytes, logs: usize, counter: &Arc<ResponseBytes>) -> Self {
         Self { bytes, logs: AtomicUsize::new(logs), counter: Arc::clone(counter) }
     }
@@ -71,7 +71,7 @@ impl Stored {
     }
 }
 
-impl Drop for Stored {
+impl Drop for AppendBytes {
     fn drop(&mut self) {
         if *self.logs.get_mut() != UNSHARED {
             // The last log counted it when it dropped it.
@@ -80,7 +80,7 @@ impl Drop for Stored {
     }
 }
 
-impl Deref for Stored {
+impl Deref for AppendBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -90,15 +90,15 @@ impl Deref for Stored {
 
 /// The reference of a log to one of its appends.
 #[derive(Debug)]
-pub(super) struct Logged(Arc<Stored>);
+pub(super) struct LoggedBytes(Arc<AppendBytes>);
 
-impl Logged {
+impl LoggedBytes {
     pub(super) fn new(bytes: Bytes, counter: &Arc<ResponseBytes>) -> Self {
-        Self(Arc::new(Stored::new(bytes, 1, counter)))
+        Self(Arc::new(AppendBytes::new(bytes, 1, counter)))
     }
 
     /// A reference for a response.
-    pub(super) fn share(&self) -> Arc<Stored> {
+    pub(super) fn share(&self) -> Arc<AppendBytes> {
         Arc::clone(&self.0)
     }
 
@@ -111,14 +111,14 @@ impl Logged {
     }
 }
 
-impl Clone for Logged {
+impl Clone for LoggedBytes {
     fn clone(&self) -> Self {
         self.0.logs.fetch_add(1, Relaxed);
         Self(Arc::clone(&self.0))
     }
 }
 
-impl Drop for Logged {
+impl Drop for LoggedBytes {
     fn drop(&mut self) {
         if let Some(stored) = Arc::get_mut(&mut self.0) {
             *stored.logs.get_mut() = UNSHARED;
@@ -160,16 +160,16 @@ mod tests {
     #[test]
     fn an_append_counts_once_from_the_last_log_that_drops_it_to_the_last_response_that_does() {
         let counter = Arc::default();
-        let log = Logged::new(Bytes::from(vec![b'x'; 1000]), &counter);
+        let log = LoggedBytes::new(Bytes::from(vec![b'x'; 1000]), &counter);
         let fork = log.clone();
         let (first, second) = (log.share(), log.share());
         drop(log);
-        assert_eq!((counter.get(), Stored::share_of(&first)), (0, 0), "the fork keeps it");
+        assert_eq!((counter.get(), AppendBytes::share_of(&first)), (0, 0), "the fork keeps it");
         drop(fork);
         let all = 1000 + OVERHEAD;
-        assert_eq!((counter.get(), Stored::share_of(&first)), (all, all / 2), "once for both responses");
+        assert_eq!((counter.get(), AppendBytes::share_of(&first)), (all, all / 2), "once for both responses");
         drop(first);
-        assert_eq!((counter.get(), Stored::share_of(&second)), (all, all));
+        assert_eq!((counter.get(), AppendBytes::share_of(&second)), (all, all));
         drop(second);
         assert_eq!(counter.get(), 0);
     }
@@ -177,14 +177,14 @@ mod tests {
     #[test]
     fn an_append_that_no_response_holds_does_not_count_when_it_is_dropped() {
         let counter = Arc::default();
-        drop(Logged::new(Bytes::from_static(b"x"), &counter));
+        drop(LoggedBytes::new(Bytes::from_static(b"x"), &counter));
         assert_eq!(counter.get(), 0);
     }
 
     #[test]
     fn private_bytes_count_until_they_are_dropped() {
         let counter = Arc::default();
-        let private = Stored::private(Bytes::from_static(b"hello"), &counter);
+        let private = AppendBytes::private(Bytes::from_static(b"hello"), &counter);
         let share = Share::new(7, &counter);
         assert_eq!(counter.get(), 5 + OVERHEAD + 7);
         drop((private, share));

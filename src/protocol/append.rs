@@ -6,10 +6,11 @@ use http_body::Body;
 use std::error::Error as StdError;
 
 use super::{
-    Answer, Target, answer, headers,
+    LayerResponse, Target, headers,
     problem::Problem,
     producer,
     receive::{expects_continue, receive},
+    response,
 };
 use crate::{
     Action, Error, OutcomeKind,
@@ -21,7 +22,7 @@ use crate::{
 const SEQ_LEN: usize = 255;
 
 /// What a `POST` says about itself.
-pub(super) struct Asked {
+pub(super) struct AppendRequest {
     content_type: Option<MediaType>,
     close: bool,
     seq: Option<String>,
@@ -29,7 +30,7 @@ pub(super) struct Asked {
     expects_continue: bool,
 }
 
-impl Asked {
+impl AppendRequest {
     pub(super) fn parse(map: &HeaderMap) -> Result<Self, Problem> {
         let seq = map.get(headers::SEQ).map(|value| {
             let text = value.to_str().ok().filter(|text| (1..=SEQ_LEN).contains(&text.len()));
@@ -67,7 +68,11 @@ pub(super) fn actions(map: &HeaderMap, body: &impl Body) -> &'static [Action] {
     }
 }
 
-pub(super) async fn answer<B>(target: &Target, asked: Result<Asked, Problem>, body: B) -> Result<Answer, Problem>
+pub(super) async fn answer<B>(
+    target: &Target,
+    asked: Result<AppendRequest, Problem>,
+    body: B,
+) -> Result<LayerResponse, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -78,7 +83,7 @@ where
     append(target, &asked?, bytes).await
 }
 
-async fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, Problem> {
+async fn append(target: &Target, asked: &AppendRequest, bytes: Bytes) -> Result<LayerResponse, Problem> {
     let Target { registry, route, name, .. } = target;
     let batch = if bytes.is_empty() && asked.close { None } else { Some(batch(target, asked, bytes).await?) };
     let content = batch.is_some();
@@ -105,7 +110,7 @@ async fn append(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Answer, 
 
 /// The content, if it is of the channel's type. That, and whether the stream has ended, is seen before the content is
 /// looked into, and by the registry once more, in the same step as the append.
-async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Problem> {
+async fn batch(target: &Target, asked: &AppendRequest, bytes: Bytes) -> Result<Batch, Problem> {
     if bytes.is_empty() {
         return Err(Problem::bad_request("empty", "there is nothing to append"));
     }
@@ -136,10 +141,10 @@ async fn batch(target: &Target, asked: &Asked, bytes: Bytes) -> Result<Batch, Pr
 }
 
 /// 200 for what a producer has appended now, 204 for everything else.
-fn appended(appended: &Appended, content: bool) -> Answer {
+fn appended(appended: &Appended, content: bool) -> LayerResponse {
     let produced = appended.accepted.is_some() && content && !appended.duplicate;
     let status = if produced { StatusCode::OK } else { StatusCode::NO_CONTENT };
-    let mut answer = answer::empty(status, OutcomeKind::Appended);
+    let mut answer = response::empty(status, OutcomeKind::Appended);
     let map = answer.headers_mut();
     map.insert(headers::NEXT_OFFSET, headers::offset(appended.tail));
     if appended.closed {

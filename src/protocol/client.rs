@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use super::{Reply, Target, hook::catch, long_poll::LongPoll, problem::Problem};
+use super::{Pending, Target, hook::catch, long_poll::LongPoll, problem::Problem};
 use crate::sync::{Mutex, assert_unlocked};
 
 /// Identifies a client by two hashes of the key that the route's key function returned, each with a random seed of its
@@ -111,13 +111,13 @@ impl Target {
 }
 
 /// Turns a poll into a reply. The poll counts for its client once it parks.
-pub(super) fn counted(wait: LongPoll, client: Option<Client>) -> Reply {
+pub(super) fn counted(wait: LongPoll, client: Option<Client>) -> Pending {
     match (&wait.route().clients, client) {
         (Some(clients), Some(client)) => {
             let count = Count::Identified { clients: Arc::clone(clients), client };
-            Reply::Later(Box::pin(Counted { wait, count }))
+            Pending::Later(Box::pin(Counted { wait, count }))
         }
-        _ => Reply::Wait(Box::pin(wait)),
+        _ => Pending::Wait(Box::pin(wait)),
     }
 }
 
@@ -138,18 +138,18 @@ enum Count {
 }
 
 impl Future for Counted {
-    type Output = Reply;
+    type Output = Pending;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Reply> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Pending> {
         let mut this = self.project();
         let polled = this.wait.as_mut().poll(cx);
         if let (Poll::Pending, Count::Identified { clients, client }) = (&polled, &*this.count) {
             match clients.admit(*client) {
                 Ok(admitted) => *this.count = Count::Admitted { _admitted: admitted },
-                Err(problem) => return Poll::Ready(Reply::from(this.wait.refuse(problem))),
+                Err(problem) => return Poll::Ready(Pending::from(this.wait.refuse(problem))),
             }
         }
-        Poll::Ready(Reply::from(ready!(polled)))
+        Poll::Ready(Pending::from(ready!(polled)))
     }
 }
 

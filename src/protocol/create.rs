@@ -6,10 +6,11 @@ use http_body::Body;
 use std::error::Error as StdError;
 
 use super::{
-    Answer, Target, answer, append, headers, lifetime,
+    LayerResponse, Target, append, headers, lifetime,
     problem::Problem,
     query::parse_offset,
     receive::{expects_continue, receive},
+    response,
 };
 use crate::{
     Action, Error, Offset, OutcomeKind,
@@ -19,24 +20,24 @@ use crate::{
 };
 
 /// What a `PUT` says about itself.
-pub(super) struct Asked {
+pub(super) struct CreateRequest {
     content_type: Option<MediaType>,
     lifetime: Option<Lifetime>,
     closed: bool,
-    fork: Option<ForkAsked>,
+    fork: Option<ForkRequest>,
     authority: Option<Authority>,
     path: String,
     expects_continue: bool,
 }
 
-struct ForkAsked {
+struct ForkRequest {
     /// A path on this server. Whether it names a channel is not known yet.
     source: ClientPath,
     at: Option<Start>,
     part: u64,
 }
 
-impl Asked {
+impl CreateRequest {
     pub(super) fn parse(parts: &Parts) -> Result<Self, Problem> {
         let map = &parts.headers;
         // Nothing has looked at the header before: it is a client's text, and goes into `Location`.
@@ -45,7 +46,7 @@ impl Asked {
             content_type: append::content_type(map)?,
             lifetime: lifetime::parse(map)?,
             closed: headers::is_true(map, &headers::CLOSED),
-            fork: ForkAsked::parse(map)?,
+            fork: ForkRequest::parse(map)?,
             authority: parts.uri.authority().cloned().or(host),
             path: parts.uri.path().to_owned(),
             expects_continue: expects_continue(map),
@@ -53,7 +54,7 @@ impl Asked {
     }
 }
 
-impl ForkAsked {
+impl ForkRequest {
     fn parse(map: &HeaderMap) -> Result<Option<Self>, Problem> {
         let bad = |detail| Problem::bad_request("fork", detail);
         let text = |name| Some(map.get(name)?.to_str().map_err(|_| bad("a fork's header is not ASCII")));
@@ -79,7 +80,7 @@ impl ForkAsked {
         }
         let at = at.map(parse_offset).transpose()?.map(|at| match at {
             // All zeros are the start of any log, here, and not only of one that was unknown when they were given out.
-            Start::After(Offset::ZERO) => Start::Origin,
+            Start::After(Offset::ZERO) => Start::AbsentTail,
             at => at,
         });
         Ok(Some(Self { source, at, part }))
@@ -88,16 +89,16 @@ impl ForkAsked {
 
 pub(super) async fn answer<B>(
     target: &Target,
-    asked: Result<Asked, Problem>,
+    asked: Result<CreateRequest, Problem>,
     parts: Parts,
     body: B,
-) -> Result<Answer, Problem>
+) -> Result<LayerResponse, Problem>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let source = match &asked {
-        Ok(Asked { fork: Some(fork), .. }) => Some(source(target, &fork.source, parts).await?),
+        Ok(CreateRequest { fork: Some(fork), .. }) => Some(source(target, &fork.source, parts).await?),
         _ => None,
     };
     let expects_continue = asked.as_ref().is_ok_and(|asked| asked.expects_continue);
@@ -121,7 +122,12 @@ async fn source(target: &Target, path: &ClientPath, parts: Parts) -> Result<Stri
     }
 }
 
-async fn create(target: &Target, asked: Asked, source: Option<String>, content: Bytes) -> Result<Answer, Problem> {
+async fn create(
+    target: &Target,
+    asked: CreateRequest,
+    source: Option<String>,
+    content: Bytes,
+) -> Result<LayerResponse, Problem> {
     let default = &target.route.content_type;
     let content_type = asked.content_type.or_else(|| source.is_none().then(|| default.clone()));
     if let Some(content_type) = content_type.as_ref().filter(|said| !target.route.strict && !same_type(said, default)) {
@@ -139,11 +145,11 @@ async fn create(target: &Target, asked: Asked, source: Option<String>, content: 
     Ok(created(target, &done, asked.authority.as_ref(), &asked.path))
 }
 
-fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> Answer {
+fn created(target: &Target, created: &Created, authority: Option<&Authority>, path: &str) -> LayerResponse {
     let status = if created.fresh { StatusCode::CREATED } else { StatusCode::OK };
-    let mut answer = answer::empty(status, OutcomeKind::Created);
+    let mut answer = response::empty(status, OutcomeKind::Created);
     let map = answer.headers_mut();
-    answer::of_type(map, &created.content_type);
+    response::of_type(map, &created.content_type);
     map.insert(headers::NEXT_OFFSET, headers::offset(created.tail));
     if created.closed {
         map.insert(headers::CLOSED, headers::TRUE);

@@ -2,11 +2,11 @@
 
 use http::StatusCode;
 
-use super::{Answer, Target, answer, problem::Problem};
+use super::{LayerResponse, Target, problem::Problem, response};
 use crate::OutcomeKind;
 
-pub(super) async fn answer(target: &Target) -> Result<Answer, Problem> {
+pub(super) async fn answer(target: &Target) -> Result<LayerResponse, Problem> {
     let deleted = target.registry.delete(&target.name).await;
     deleted.map_err(|error| Problem::from(error).repeatable())?;
-    Ok(answer::empty(StatusCode::NO_CONTENT, OutcomeKind::Deleted))
+    Ok(response::empty(StatusCode::NO_CONTENT, OutcomeKind::Deleted))
 }

@@ -9,7 +9,7 @@ use std::{
 };
 use tokio::time::timeout;
 
-use super::{Reply, Target, problem::Problem, receive::discard};
+use super::{Pending, Target, problem::Problem, receive::discard};
 
 /// How many bytes of the body are read at most. The body of a `GET` has no meaning (RFC 9110, section 9.3.1).
 const MOST: u64 = 64 * 1024;
@@ -24,16 +24,16 @@ const MOST: u64 = 64 * 1024;
 /// # Cancel safety
 ///
 /// Dropping the reply drops the wait and the body.
-pub(super) fn beside<B>(reply: Reply, body: B, target: Target) -> Reply
+pub(super) fn beside<B>(reply: Pending, body: B, target: Target) -> Pending
 where
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    if let Reply::Now(_) = reply {
+    if let Pending::Now(_) = reply {
         return reply;
     }
-    Reply::Later(Box::pin(async move {
+    Pending::Later(Box::pin(async move {
         let mut waiting = Some(reply);
         let body = pin!(body);
         let mut reading = pin!(timeout(target.route.body_timeout, discard(body, MOST)));

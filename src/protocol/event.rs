@@ -12,8 +12,8 @@ use std::{
 use super::cursor::{self, Cursor};
 use crate::{
     Offset,
-    engine::{Parts, Reading, Stored},
-    registry::{Cut, Held, Outgoing, Registry},
+    engine::{AppendBytes, Chunks, Reading},
+    registry::{Cut, HeldAppends, Outgoing, Registry},
 };
 
 /// Room for all that is written beside the data.
@@ -40,9 +40,9 @@ struct Data {
 
 /// The text of an event.
 enum Text {
-    New(Arc<Stored>),
+    New(Arc<AppendBytes>),
     /// It waits for the client to read on, and the registry can take it.
-    Held(Held),
+    Held(HeldAppends),
 }
 
 /// What follows every data event.
@@ -69,7 +69,7 @@ impl Event {
         Self::new(reading.into_stored(registry.usage().responses()), base64, control)
     }
 
-    fn new(text: Arc<Stored>, base64: bool, control: Control) -> Self {
+    fn new(text: Arc<AppendBytes>, base64: bool, control: Control) -> Self {
         let size = text.len();
         let data = Data { text: Text::New(text), size, base64, at: 0, begun: false, line_begun: false };
         Self { head: String::new(), data: Some(data), control: Some(control) }
@@ -163,12 +163,12 @@ impl Data {
 
     fn hold(&mut self, registry: &Arc<Registry>) {
         if let Text::New(stored) = &self.text {
-            let parts = Parts::one(Arc::clone(stored), registry.usage().responses());
-            self.text = Text::Held(Held::new(registry, parts));
+            let parts = Chunks::one(Arc::clone(stored), registry.usage().responses());
+            self.text = Text::Held(HeldAppends::new(registry, parts));
         }
     }
 
-    fn held(&self) -> Option<&Held> {
+    fn held(&self) -> Option<&HeldAppends> {
         match &self.text {
             Text::New(_) => None,
             Text::Held(held) => Some(held),
@@ -243,7 +243,7 @@ mod tests {
 
     fn frames(data: impl Into<Bytes>, base64: bool) -> Vec<Bytes> {
         let control = Control { next: Offset::ZERO, cursor: Some(1), up_to_date: true };
-        let mut event = Event::new(Stored::private(data.into(), &Arc::default()), base64, control);
+        let mut event = Event::new(AppendBytes::private(data.into(), &Arc::default()), base64, control);
         let mut frames = Vec::new();
         while event.control.is_some() {
             frames.push(event.write(FRAME).expect("not cut").into());

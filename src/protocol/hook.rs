@@ -11,7 +11,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::problem::Problem;
-use crate::{Access, Denied, Grant, access::Ask, registry::Usage};
+use crate::{Access, Denied, Grant, access::ErasedAuthorize, registry::Usage};
 
 /// Returns the hook's decision. A hook that exceeds `limit` is answered with 503, a hook that panics with 500; both are
 /// counted.
@@ -19,7 +19,12 @@ use crate::{Access, Denied, Grant, access::Ask, registry::Usage};
 /// # Cancel safety
 ///
 /// Dropping this future drops the hook's future. A panic of that drop is caught and counted.
-pub(super) async fn decide(usage: &Usage, ask: &dyn Ask, access: Access, limit: Duration) -> Result<Grant, Problem> {
+pub(super) async fn decide(
+    usage: &Usage,
+    ask: &dyn ErasedAuthorize,
+    access: Access,
+    limit: Duration,
+) -> Result<Grant, Problem> {
     let mut hook = Hook::call(usage, || ask.ask(access));
     let decided = timeout(limit, &mut hook).await;
     if decided.is_err() {

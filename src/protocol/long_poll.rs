@@ -11,34 +11,34 @@ use std::{
 };
 
 use super::{
-    Answer, Target,
-    answer::{self, finish},
+    LayerResponse, Target,
     caller::Caller,
     cursor::{self, Cursor},
     deadline::deadline,
     headers,
     problem::Problem,
-    query::Asked,
+    query::ReadRequest,
+    response::{self, finish},
 };
 use crate::{
     Outcome, OutcomeKind, Route,
     engine::{Reading, Start},
-    registry::{Ended, Wait},
+    registry::{Wait, WaitEnd},
 };
 
 /// What there is without a wait: messages, or the end of the stream.
 pub(super) fn at_once(
     target: &Target,
-    asked: &Asked,
+    asked: &ReadRequest,
     reading: Reading,
     seen: Option<&HeaderValue>,
-) -> Result<Answer, Problem> {
+) -> Result<LayerResponse, Problem> {
     if reading.is_empty() {
-        return Ok(answer::nothing(&reading, OutcomeKind::Ended, None));
+        return Ok(response::nothing(&reading, OutcomeKind::Ended, None));
     }
     let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
     let cursor = Some(cursor::header(asked.cursor));
-    let answer = answer::messages(registry, route, reading, from_tail, OutcomeKind::Delivered, seen, cursor)?;
+    let answer = response::messages(registry, route, reading, from_tail, OutcomeKind::Delivered, seen, cursor)?;
     registry.usage().count_delivered();
     Ok(answer)
 }
@@ -62,7 +62,7 @@ pin_project! {
 }
 
 impl LongPoll {
-    pub(super) fn new(target: &Target, asked: &Asked, wait: Wait) -> Self {
+    pub(super) fn new(target: &Target, asked: &ReadRequest, wait: Wait) -> Self {
         let max_wait = target.route.max_wait;
         let longest = asked.wait.map_or(max_wait, |wait| wait.min(max_wait));
         Self {
@@ -84,25 +84,25 @@ impl LongPoll {
     }
 
     /// Returns the answer to a request that is refused.
-    pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> Answer {
+    pub(super) fn refuse(self: Pin<&mut Self>, problem: Problem) -> LayerResponse {
         let this = self.project();
         finish(this.wait.registry(), Some(this.route), *this.caller, problem.into_answer())
     }
 }
 
 impl Future for LongPoll {
-    type Output = Answer;
+    type Output = LayerResponse;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LayerResponse> {
         let mut this = self.project();
         let ended = ready!(this.wait.as_mut().poll(cx, *this.until, this.route.max_chunk.into()));
         let registry = this.wait.registry();
         let cursor = Some(cursor::header(*this.cursor));
         let mut answer = match ended {
-            Ended::Read(reading) if reading.is_empty() => answer::nothing(&reading, OutcomeKind::Ended, cursor),
-            Ended::Read(reading) => {
+            WaitEnd::Read(reading) if reading.is_empty() => response::nothing(&reading, OutcomeKind::Ended, cursor),
+            WaitEnd::Read(reading) => {
                 let (from_tail, outcome) = (*this.from_tail, OutcomeKind::Delivered);
-                match answer::messages(registry, this.route, reading, from_tail, outcome, None, cursor) {
+                match response::messages(registry, this.route, reading, from_tail, outcome, None, cursor) {
                     Ok(answer) => {
                         registry.usage().count_delivered();
                         answer
@@ -110,11 +110,11 @@ impl Future for LongPoll {
                     Err(problem) => problem.into_answer(),
                 }
             }
-            Ended::TimedOut(reading) => {
+            WaitEnd::TimedOut(reading) => {
                 registry.usage().count_timed_out();
-                answer::nothing(&reading, OutcomeKind::TimedOut, cursor)
+                response::nothing(&reading, OutcomeKind::TimedOut, cursor)
             }
-            Ended::Released(reading) => answer::nothing(&reading, OutcomeKind::Released, cursor),
+            WaitEnd::Released(reading) => response::nothing(&reading, OutcomeKind::Released, cursor),
             refused => Problem::from(refused).into_answer(),
         };
         if let Some(outcome) = answer.extensions_mut().get_mut::<Outcome>() {

@@ -1,6 +1,6 @@
 //! Durable Streams 1.0, on the types of the `http` crate. No locks in here.
 //!
-//! A request comes in as a route, a name and an `http::Request`, and leaves as a [`Reply`]: an answer
+//! A request comes in as a route, a name and an `http::Request`, and leaves as a [`Pending`]: an answer
 //! that is there, a wait, or work that must be done first (asking who may, reading a body).
 //!
 //! | file | |
@@ -10,10 +10,10 @@
 //! | `caller` | what an answer depends on after its request is gone: HTTP/1.1, an `Origin` |
 //! | `client` | how many waits each client has |
 //! | `query`, `lifetime`, `producer`, `receive`, `drain` | what requests say: query, headers, body |
-//! | `reply`, `answer`, `payload`, `event`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
+//! | `pending`, `response`, `body`, `event`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
 
-mod answer;
 mod append;
+mod body;
 mod caller;
 mod client;
 mod create;
@@ -27,13 +27,13 @@ mod headers;
 mod hook;
 mod lifetime;
 mod long_poll;
-mod payload;
+mod pending;
 mod problem;
 mod producer;
 mod query;
 mod read;
 mod receive;
-mod reply;
+mod response;
 mod sse;
 mod target;
 
@@ -42,13 +42,13 @@ use http_body::Body;
 use std::{error::Error as StdError, sync::Arc};
 
 use crate::{Action, OutcomeKind, Route, name::NameError, routes::Routes};
-use answer::Answer;
+pub(crate) use body::LayerBody;
 use caller::Caller;
 pub(crate) use client::Clients;
 pub use headers::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
-pub(crate) use payload::Payload;
+pub(crate) use pending::Pending;
 use problem::Problem;
-pub(crate) use reply::Reply;
+use response::LayerResponse;
 use target::Target;
 
 /// Answers a request on a route.
@@ -56,7 +56,7 @@ pub(crate) fn reply<B>(
     routes: &Arc<Routes>,
     (route, name): (&Arc<Route>, Result<String, NameError>),
     request: Request<B>,
-) -> Reply
+) -> Pending
 where
     B: Body + Send + 'static,
     B::Data: Send,
@@ -80,7 +80,7 @@ where
     }
     match parts.method {
         Method::GET => {
-            let asked = query::Asked::parse(&parts, &target.route).and_then(|mut asked| {
+            let asked = query::ReadRequest::parse(&parts, &target.route).and_then(|mut asked| {
                 if asked.live.is_some() {
                     asked.client = target.client(&parts)?;
                 }
@@ -95,40 +95,40 @@ where
             })
         }
         Method::HEAD => target.permitted(&[Action::Read], parts, |target| {
-            Reply::Later(Box::pin(async move { target.reply(head::answer(&target).await) }))
+            Pending::Later(Box::pin(async move { target.reply(head::answer(&target).await) }))
         }),
         Method::POST if !target.route.append.is_shut() || !target.route.close.is_shut() => {
-            let asked = append::Asked::parse(&parts.headers);
+            let asked = append::AppendRequest::parse(&parts.headers);
             let actions = append::actions(&parts.headers, &body);
             target.permitted(actions, parts, move |target| {
-                Reply::Later(Box::pin(async move { target.reply(append::answer(&target, asked, body).await) }))
+                Pending::Later(Box::pin(async move { target.reply(append::answer(&target, asked, body).await) }))
             })
         }
         Method::PUT if !target.route.create.is_shut() => {
-            let asked = create::Asked::parse(&parts);
+            let asked = create::CreateRequest::parse(&parts);
             let kept = parts.clone();
             target.permitted(&[Action::Create], parts, move |target| {
-                Reply::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
+                Pending::Later(Box::pin(async move { target.reply(create::answer(&target, asked, kept, body).await) }))
             })
         }
         Method::DELETE if !target.route.delete.is_shut() => target.permitted(&[Action::Delete], parts, |target| {
-            Reply::Later(Box::pin(async move { target.reply(delete::answer(&target).await) }))
+            Pending::Later(Box::pin(async move { target.reply(delete::answer(&target).await) }))
         }),
         _ => target.reply(Err(Problem::method_not_allowed(&target.route))),
     }
 }
 
 /// Answers a request that no route serves and that has no inner service to go to: 404, 405, or `OPTIONS`.
-pub(crate) fn unserved<B>(routes: &Routes, request: &Request<B>) -> Reply {
+pub(crate) fn unserved<B>(routes: &Routes, request: &Request<B>) -> Pending {
     let route = routes.at(request.uri().path());
     let answer = match route {
         None => Err(Problem::no_route()),
         Some(route) if request.method() == Method::OPTIONS => {
-            let mut answer = answer::empty(StatusCode::NO_CONTENT, OutcomeKind::Read);
+            let mut answer = response::empty(StatusCode::NO_CONTENT, OutcomeKind::Read);
             answer.headers_mut().insert(header::ALLOW, problem::allow(route));
             Ok(answer)
         }
         Some(route) => Err(Problem::method_not_allowed(route)),
     };
-    Reply::now(routes.registry(), route, Caller::of(request), request.method() == Method::HEAD, answer)
+    Pending::now(routes.registry(), route, Caller::of(request), request.method() == Method::HEAD, answer)
 }

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use std::{borrow::Cow, error::Error as _, time::Duration};
 
-use super::{Answer, Payload, answer, headers};
+use super::{LayerBody, LayerResponse, headers, response};
 use crate::{
     Denied, Error, Gone, Limit, Offset, Outcome, OutcomeKind, Route, access::DeniedKind, engine::MediaType,
-    registry::Ended,
+    registry::WaitEnd,
 };
 
 /// Why a request is not served.
@@ -193,11 +193,11 @@ impl Problem {
         self.status.is_server_error()
     }
 
-    pub(super) fn into_answer(self) -> Answer {
+    pub(super) fn into_answer(self) -> LayerResponse {
         let mut map = headers::safe();
         let body = match self.body {
             Some((content_type, body)) => {
-                answer::of_type(&mut map, &content_type);
+                response::of_type(&mut map, &content_type);
                 body
             }
             None => {
@@ -212,7 +212,7 @@ impl Problem {
             }
         };
         map.extend(self.headers);
-        let mut answer = Response::new(Payload::from(body));
+        let mut answer = Response::new(LayerBody::from(body));
         *answer.status_mut() = self.status;
         *answer.headers_mut() = map;
         answer.extensions_mut().insert(Outcome::new(self.outcome));
@@ -287,13 +287,13 @@ impl From<Denied> for Problem {
 }
 
 /// What ended a wait without an answer.
-impl From<Ended> for Problem {
-    fn from(ended: Ended) -> Self {
+impl From<WaitEnd> for Problem {
+    fn from(ended: WaitEnd) -> Self {
         match ended {
-            Ended::Gone(gone) => Self::gone(&gone),
-            Ended::Refused(error) => error.into(),
-            Ended::Deleted => Self::deleted(),
-            Ended::Read(_) | Ended::TimedOut(_) | Ended::Released(_) => Self::shut_down(),
+            WaitEnd::Gone(gone) => Self::gone(&gone),
+            WaitEnd::Refused(error) => error.into(),
+            WaitEnd::Deleted => Self::deleted(),
+            WaitEnd::Read(_) | WaitEnd::TimedOut(_) | WaitEnd::Released(_) => Self::shut_down(),
         }
     }
 }

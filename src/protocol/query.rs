@@ -8,7 +8,7 @@ use crate::{Route, engine::Start};
 
 /// What a `GET` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ReadRequest {
     pub(super) start: Start,
     pub(super) live: Option<Live>,
     pub(super) cursor: Option<Cursor>,
@@ -27,7 +27,7 @@ pub(super) enum Live {
     Sse,
 }
 
-impl Asked {
+impl ReadRequest {
     pub(super) fn parse(parts: &Parts, route: &Route) -> Result<Self, Problem> {
         let mut query = Query::parse(parts.uri.query().unwrap_or_default())?;
         if !route.strict && query.live.is_none() && prefers_events(&parts.headers, route.content_type.essence()) {
@@ -182,10 +182,10 @@ mod tests {
     use http::Request;
     use proptest::prelude::*;
 
-    fn parse(query: &str, strict: bool) -> Result<Asked, Problem> {
+    fn parse(query: &str, strict: bool) -> Result<ReadRequest, Problem> {
         let uri = format!("/x?{query}");
         let parts = Request::get(uri).body(()).expect("a request").into_parts().0;
-        Asked::parse(&parts, &if strict { Route::strict() } else { Route::new() })
+        ReadRequest::parse(&parts, &if strict { Route::strict() } else { Route::new() })
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_shorter_wait_is_meant() {
         let request = Request::get("/x?timeout=0.5").header("prefer", "respond-async, wait=10").body(());
-        let asked = Asked::parse(&request.expect("a request").into_parts().0, &Route::new()).expect("fine");
+        let asked = ReadRequest::parse(&request.expect("a request").into_parts().0, &Route::new()).expect("fine");
         assert_eq!((asked.wait, asked.preferred), (Some(Duration::from_millis(500)), Some(10)));
         for (prefer, seconds) in [
             ("wait=10", Some(10)),

@@ -3,20 +3,20 @@
 use http::HeaderValue;
 
 use super::{
-    Reply, Target, answer,
+    Pending, Target,
     client::counted,
     long_poll::{self, LongPoll},
     problem::Problem,
-    query::{Asked, Live},
-    sse,
+    query::{Live, ReadRequest},
+    response, sse,
 };
 use crate::{
     Error, OutcomeKind,
     engine::{Gone, Reason, Start},
-    registry::{Begun, LiveRead},
+    registry::{LiveRead, ReadOrWait},
 };
 
-pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> Reply {
+pub(super) fn reply(target: Target, asked: ReadRequest, seen: Option<HeaderValue>) -> Pending {
     let live = match asked.live {
         Some(Live::LongPoll) => LiveRead::Wait,
         Some(Live::Sse) => LiveRead::Follow,
@@ -26,17 +26,22 @@ pub(super) fn reply(target: Target, asked: Asked, seen: Option<HeaderValue>) -> 
     if let Some(begun) = target.registry.begin_read_at_once(&target.name, start, extent, live) {
         return go_on(&target, &asked, begun, seen.as_ref());
     }
-    Reply::Later(Box::pin(async move {
+    Pending::Later(Box::pin(async move {
         let begun = target.registry.begin_read(&target.name, start, extent, live).await;
         go_on(&target, &asked, begun, seen.as_ref())
     }))
 }
 
-fn go_on(target: &Target, asked: &Asked, begun: Result<Begun, Error>, seen: Option<&HeaderValue>) -> Reply {
+fn go_on(
+    target: &Target,
+    asked: &ReadRequest,
+    begun: Result<ReadOrWait, Error>,
+    seen: Option<&HeaderValue>,
+) -> Pending {
     let reading = match begun {
         Ok(begun) if target.route.strict && !begun.found() => return target.reply(Err(Problem::not_found())),
-        Ok(Begun::Wait(wait)) => return counted(LongPoll::new(target, asked, wait), asked.client),
-        Ok(Begun::Read(reading)) => reading,
+        Ok(ReadOrWait::Wait(wait)) => return counted(LongPoll::new(target, asked, wait), asked.client),
+        Ok(ReadOrWait::Read(reading)) => reading,
         Err(Error::Gone(gone)) => return target.reply(Err(gone_or_unknown(target, &gone))),
         Err(error) => return target.reply(Err(error.into())),
     };
@@ -45,7 +50,7 @@ fn go_on(target: &Target, asked: &Asked, begun: Result<Begun, Error>, seen: Opti
         Some(Live::Sse) => target.reply(sse::answer(target, asked, &reading)),
         None => {
             let (registry, route, from_tail) = (&target.registry, &target.route, asked.start == Start::Tail);
-            target.reply(answer::messages(registry, route, reading, from_tail, OutcomeKind::Read, seen, None))
+            target.reply(response::messages(registry, route, reading, from_tail, OutcomeKind::Read, seen, None))
         }
     }
 }

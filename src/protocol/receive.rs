@@ -22,7 +22,7 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     has_token(headers, &header::EXPECT, "100-continue")
 }
 
-/// Returns the whole body, in one allocation of exactly its size, and its share of [`Limits::receiving`]. If the body
+/// Returns the whole body, in one allocation of exactly its size, and its share of `Limits::receiving`. If the body
 /// is refused, returns the problem after the client has had time to send the rest.
 ///
 /// # Cancel safety

@@ -12,19 +12,19 @@ use std::{
 };
 
 use super::{
-    Answer, Payload, Target,
+    LayerBody, LayerResponse, Target,
     client::Admitted,
     cursor::{self, Cursor},
     deadline::deadline,
     event::{Control, Event},
     headers,
     problem::Problem,
-    query::Asked,
+    query::ReadRequest,
 };
 use crate::{
     Error, Outcome, OutcomeKind, Route,
     engine::{Extent, MediaType, Offset, Reading, is_json, is_text, is_utf8},
-    registry::{Cut, Ended, Outgoing, Wait},
+    registry::{Cut, Outgoing, Wait, WaitEnd},
 };
 
 /// A connection ends after about this long, and the client comes back: to another node, with a fresh login, past
@@ -38,7 +38,7 @@ const EVENT: usize = 64 * 1024;
 const BEAT: u64 = 15_000;
 
 /// Begins an event stream where a reading began.
-pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Result<Answer, Problem> {
+pub(super) fn answer(target: &Target, asked: &ReadRequest, reading: &Reading) -> Result<LayerResponse, Problem> {
     let content_type = reading.content_type.as_ref().unwrap_or(&target.route.content_type);
     let base64 = is_base64(content_type);
     let mut wait = Wait::new(Arc::clone(&target.registry), &target.name, reading.after, reading.content_type.is_some());
@@ -47,11 +47,11 @@ pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Resul
         Ok(()) => {}
         // An `EventSource` gives up for good at any status but 200. With this it comes back, to another node.
         Err(Error::ShutDown) => {
-            return Ok(begin(Payload::from(Bytes::from(retry(1_000..=5_000))), OutcomeKind::Released, base64));
+            return Ok(begin(LayerBody::from(Bytes::from(retry(1_000..=5_000))), OutcomeKind::Released, base64));
         }
         Err(error) => return Err(error.into()),
     }
-    let stream = Payload::Events(Box::pin(EventStream {
+    let stream = LayerBody::Events(Box::pin(EventStream {
         wait,
         route: Arc::clone(&target.route),
         base64,
@@ -71,7 +71,7 @@ pub(super) fn answer(target: &Target, asked: &Asked, reading: &Reading) -> Resul
 }
 
 /// Returns an answer with the head of an event stream.
-fn begin(body: Payload, outcome: OutcomeKind, base64: bool) -> Answer {
+fn begin(body: LayerBody, outcome: OutcomeKind, base64: bool) -> LayerResponse {
     let mut answer = Response::new(body);
     let map = answer.headers_mut();
     *map = headers::safe();
@@ -146,13 +146,13 @@ impl EventStream {
             let moved = this.told.is_none() || (polled.is_ready() && *this.told != Some(this.wait.after()));
             let event = match polled {
                 // The channel was made since, and not of the type that it was taken for: that is in the head of the next answer.
-                Poll::Ready(Ended::Read(reading))
+                Poll::Ready(WaitEnd::Read(reading))
                     if reading.content_type.as_ref().is_some_and(|made| is_base64(made) != *this.base64) =>
                 {
                     *this.finished = true;
                     return Poll::Ready(None);
                 }
-                Poll::Ready(Ended::Read(reading)) => {
+                Poll::Ready(WaitEnd::Read(reading)) => {
                     this.wait.as_mut().go_on(&reading);
                     // Who is behind all the time would never see a quiet moment to end in.
                     *this.finished = reading.closed || over;
@@ -161,13 +161,13 @@ impl EventStream {
                 }
                 // Even if it is over at once: a client that requested "now" resumes from there, and misses nothing. And again with a
                 // beat and at the end, if the channel does not exist and its absent tail has moved on.
-                ended @ (Poll::Pending | Poll::Ready(Ended::TimedOut(_) | Ended::Released(_))) if moved => {
-                    *this.finished = over || matches!(ended, Poll::Ready(Ended::Released(_)));
+                ended @ (Poll::Pending | Poll::Ready(WaitEnd::TimedOut(_) | WaitEnd::Released(_))) if moved => {
+                    *this.finished = over || matches!(ended, Poll::Ready(WaitEnd::Released(_)));
                     *this.told = Some(this.wait.after());
                     let cursor = Some(cursor::next(*this.cursor));
                     Event::control(Control { next: this.wait.after(), cursor, up_to_date: true })
                 }
-                Poll::Ready(Ended::TimedOut(_)) if !over => {
+                Poll::Ready(WaitEnd::TimedOut(_)) if !over => {
                     *this.beat = now + BEAT;
                     return Poll::Ready(Some(Ok(Bytes::from_static(b":\n\n"))));
                 }

@@ -24,7 +24,7 @@ const NAMES: usize = 65_536;
 /// The registry remembers the number of the last ending for the 65,536 names that ended last. It also refuses an absent
 /// tail that is older than all of these, because it can no longer tell whether a channel of that name has ended since.
 /// An entry of the map remembers the number for its own name, so a parked request is never refused for this reason.
-pub(super) struct Endings {
+pub(super) struct AbsentTails {
     /// Encodes the number of an ending into a fingerprint, together with the hash of the name, so that no client can
     /// guess one.
     seed: u64,
@@ -44,7 +44,7 @@ struct Recent {
     forgotten: u64,
 }
 
-impl Endings {
+impl AbsentTails {
     pub(super) fn new() -> Self {
         Self { seed: fastrand::u64(..), last: AtomicU64::new(0), recent: Mutex::default() }
     }
@@ -124,13 +124,13 @@ mod tests {
     use proptest::prelude::*;
 
     /// Returns whether a tail that was returned earlier is still accepted.
-    fn is_good(endings: &Endings, tail: Offset, name: u64) -> bool {
+    fn is_good(endings: &AbsentTails, tail: Offset, name: u64) -> bool {
         endings.is_tail(tail, name, endings.since(name))
     }
 
     #[test]
     fn a_tail_is_refused_after_a_channel_of_its_name_has_ended_and_only_then() {
-        let (endings, ours, other) = (Endings::new(), 7, 8);
+        let (endings, ours, other) = (AbsentTails::new(), 7, 8);
         let first = endings.tail(ours);
         assert_eq!(first, Offset::ZERO);
         endings.note(other);
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_tail_is_refused_once_the_endings_after_it_are_forgotten() {
-        let (endings, ours) = (Endings::new(), 7);
+        let (endings, ours) = (AbsentTails::new(), 7);
         let (tail, parked_since) = (endings.tail(ours), endings.since(ours));
         // A name that ends again and again occupies one slot.
         (0..200_000).for_each(|_| _ = endings.note(8));

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{Registry, millis};
 use crate::{
-    engine::{Fate, Offset},
+    engine::{AppendFate, Offset},
     sync::Mutex,
 };
 
@@ -43,7 +43,7 @@ pub(super) struct Acknowledged {
 
 #[derive(Default)]
 struct Memory {
-    channels: HashMap<Arc<str>, Channel>,
+    channels: HashMap<Arc<str>, WrittenChannel>,
     /// The channels by number, in the order in which they were remembered.
     order: BTreeMap<u64, Arc<str>>,
     /// The number of the next channel.
@@ -51,25 +51,25 @@ struct Memory {
     lost_appends: u64,
     missing_channels: u64,
     /// The last loss, and the connection on which it was found.
-    last: Option<(u64, Found)>,
+    last: Option<(u64, AuditCounts)>,
 }
 
 #[derive(Clone, Copy)]
-struct Found {
+struct AuditCounts {
     at: Instant,
     lost_appends: u64,
     missing_channels: u64,
 }
 
-struct Channel {
+struct WrittenChannel {
     number: u64,
-    last: Append,
+    last: AcknowledgedAppend,
     /// The last append of an earlier connection, if it had not been verified when the channel was written to again.
-    earlier: Option<Append>,
+    earlier: Option<AcknowledgedAppend>,
 }
 
 #[derive(Clone, Copy)]
-struct Append {
+struct AcknowledgedAppend {
     /// The tail that the engine acknowledged.
     tail: Offset,
     sent: Sent,
@@ -97,7 +97,7 @@ impl Acknowledged {
         if tail.position() == 0 {
             return;
         }
-        let append = Append { tail, sent };
+        let append = AcknowledgedAppend { tail, sent };
         let mut memory = self.memory.lock();
         if let Some(channel) = memory.channels.get_mut(name) {
             return channel.note(append);
@@ -110,7 +110,7 @@ impl Acknowledged {
         let (name, number): (Arc<str>, _) = (name.into(), memory.next);
         memory.next += 1;
         memory.order.insert(number, name.clone());
-        memory.channels.insert(name, Channel { number, last: append, earlier: None });
+        memory.channels.insert(name, WrittenChannel { number, last: append, earlier: None });
     }
 
     /// Forgets a channel: this process has deleted it.
@@ -136,7 +136,7 @@ impl Acknowledged {
         age: Option<Duration>,
     ) -> Vec<(Arc<str>, Offset)> {
         let connection = self.connection.load(Relaxed);
-        let aged = |append: &Append| {
+        let aged = |append: &AcknowledgedAppend| {
             age.is_some_and(|age| append.sent.at.saturating_add(millis(age)) <= now.saturating_add(MARGIN))
         };
         let mut memory = self.memory.lock();
@@ -164,7 +164,7 @@ impl Acknowledged {
     }
 
     /// Notes what the engine has answered for an append.
-    pub(super) fn settle(&self, name: &str, tail: Offset, fate: Fate) {
+    pub(super) fn settle(&self, name: &str, tail: Offset, fate: AppendFate) {
         let connection = self.connection.load(Relaxed);
         let mut memory = self.memory.lock();
         let Some(channel) = memory.channels.get_mut(name) else { return };
@@ -173,21 +173,21 @@ impl Acknowledged {
             return;
         }
         match fate {
-            Fate::Unknown => {}
-            Fate::Kept if is_last => channel.last.sent.connection = connection,
-            Fate::Kept => channel.earlier = None,
+            AppendFate::Unknown => {}
+            AppendFate::Kept if is_last => channel.last.sent.connection = connection,
+            AppendFate::Kept => channel.earlier = None,
             // With all that is remembered of it, so that it is counted once.
-            Fate::Missing => {
+            AppendFate::Missing => {
                 memory.forget(name);
                 memory.count(connection, 0, 1);
             }
-            Fate::Ended | Fate::Lost => {
+            AppendFate::Ended | AppendFate::Lost => {
                 if is_last {
                     memory.forget(name)
                 } else {
                     channel.earlier = None
                 }
-                memory.count(connection, u64::from(fate == Fate::Lost), 0);
+                memory.count(connection, u64::from(fate == AppendFate::Lost), 0);
             }
         }
     }
@@ -199,8 +199,8 @@ impl Acknowledged {
     }
 }
 
-impl Channel {
-    fn note(&mut self, append: Append) {
+impl WrittenChannel {
+    fn note(&mut self, append: AcknowledgedAppend) {
         let last = self.last;
         if append.sent.connection < last.sent.connection {
             // An answer that was processed late.
@@ -239,10 +239,10 @@ impl Memory {
         let (_, last) = self
             .last
             .take_if(|(connection, _)| *connection == number)
-            .unwrap_or((number, Found { at, lost_appends: 0, missing_channels: 0 }));
+            .unwrap_or((number, AuditCounts { at, lost_appends: 0, missing_channels: 0 }));
         let (lost_appends, missing_channels) =
             (last.lost_appends + lost_appends, last.missing_channels + missing_channels);
-        self.last = Some((number, Found { at, lost_appends, missing_channels }));
+        self.last = Some((number, AuditCounts { at, lost_appends, missing_channels }));
     }
 }
 
@@ -262,7 +262,7 @@ impl Registry {
 #[derive(Clone, Copy)]
 pub struct Loss {
     since: Duration,
-    found: Found,
+    found: AuditCounts,
 }
 
 impl Loss {
@@ -350,7 +350,7 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), CHANNELS - 1);
         for (name, tail) in all {
-            acknowledged.settle(&name, tail, Fate::Kept);
+            acknowledged.settle(&name, tail, AppendFate::Kept);
         }
         assert_eq!(unverified(&acknowledged, end), []);
         assert_eq!(acknowledged.counts(), (0, 0));
@@ -365,7 +365,7 @@ mod tests {
         append(&acknowledged, "/c", 62);
         let names: Vec<_> = unverified(&acknowledged, end);
         assert_eq!(names, [("/c".into(), lost)]);
-        acknowledged.settle("/c", lost, Fate::Lost);
+        acknowledged.settle("/c", lost, AppendFate::Lost);
         assert_eq!((acknowledged.counts(), unverified(&acknowledged, end)), ((1, 0), Vec::new()));
         // What was appended since is verified after the next reconnect.
         let end = acknowledged.reconnect();
@@ -395,7 +395,7 @@ mod tests {
         let appends = unverified(&acknowledged, end);
         assert_eq!(appends.len(), 2);
         for (name, tail) in &appends {
-            acknowledged.settle(name, *tail, Fate::Missing);
+            acknowledged.settle(name, *tail, AppendFate::Missing);
         }
         assert_eq!(acknowledged.counts(), (0, 1));
     }

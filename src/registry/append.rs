@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{
     Append, Appended, Local, Registry,
-    entry::{Entry, Kept, State},
+    entry::{ChannelState, Entry, StoredLog},
     slice::Slice,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error,
-    engine::{Admission, Batch, Log, Reason, Stamp, Writers, same_type},
+    engine::{Batch, Log, ProducerCheck, Producers, Reason, Stamp, same_type},
 };
 
 impl Registry {
@@ -21,7 +21,7 @@ impl Registry {
         _: Local,
         name: &str,
         append: &mut Append<'_>,
-    ) -> Result<(Appended, Woken), Error> {
+    ) -> Result<(Appended, WakeList), Error> {
         self.check_name(name)?;
         if append.batch.as_ref().is_some_and(|batch| batch.size() > self.limits.append) {
             return Err(Error::TooLarge { limit: self.limits.append });
@@ -31,7 +31,7 @@ impl Registry {
             let appended = self.append_to(entry, kept, append, now)?;
             kept.touched = now;
             if appended.duplicate {
-                return Ok((appended, Woken::nobody()));
+                return Ok((appended, WakeList::nobody()));
             }
             self.queue(kept, entry, now);
             Ok((appended, state.waiters.take()))
@@ -43,7 +43,7 @@ impl Registry {
     fn append_to(
         &self,
         entry: &Arc<Entry>,
-        kept: &mut Kept,
+        kept: &mut StoredLog,
         append: &mut Append<'_>,
         now: u64,
     ) -> Result<Appended, Error> {
@@ -51,7 +51,7 @@ impl Registry {
             return repeated(&kept.log, append);
         }
         // A channel that appends create may have existed before, as may one of a name that has ended.
-        let may_be_lost = || append.create.is_some() || self.endings.is_remembered(self.map.hash(entry.name()));
+        let may_be_lost = || append.create.is_some() || self.absent_tails.is_remembered(self.map.hash(entry.name()));
         if let Some(batch) = &append.batch {
             let typed = append.content_type.is_none_or(|said| same_type(said, kept.log.content_type()));
             if !typed || !kept.log.takes(batch) {
@@ -59,12 +59,12 @@ impl Registry {
             }
         }
         if let Some(stamp) = append.stamp {
-            if let Admission::Duplicate { epoch, seq } = admit(&kept.log, stamp, may_be_lost)? {
+            if let ProducerCheck::Duplicate { epoch, seq } = admit(&kept.log, stamp, may_be_lost)? {
                 let (tail, accepted) = (kept.log.tail(), Some((epoch, seq)));
                 return Ok(Appended { tail, closed: false, accepted, duplicate: true });
             }
         }
-        if let (Some(seq), Some(writers)) = (append.seq, kept.log.writers()) {
+        if let (Some(seq), Some(writers)) = (append.seq, kept.log.producers()) {
             writers.check_seq(seq)?;
         }
         let transient = kept.transient && append.broadcast.is_none();
@@ -78,17 +78,17 @@ impl Registry {
             return Err(error);
         }
         if let Some(seq) = append.seq {
-            kept.log.writers_mut().note_seq(seq);
+            kept.log.producers_mut().note_seq(seq);
         }
         if let Some(stamp) = append.stamp {
             let before = kept.log.cost();
-            kept.log.writers_mut().note(stamp, self.limits.producers);
+            kept.log.producers_mut().note(stamp, self.limits.producers);
             self.usage.adjust_history(before, kept.log.cost());
         }
         if append.close {
             kept.log.close(now);
             if append.stamp.is_some() {
-                kept.log.writers_mut().note_close(append.stamp);
+                kept.log.producers_mut().note_close(append.stamp);
             }
         }
         let accepted = append.stamp.map(|stamp| (stamp.epoch, stamp.seq));
@@ -98,7 +98,7 @@ impl Registry {
     /// Adds a batch to a log, if there is one and within the limit on all history.
     ///
     /// It is moved, not shared: a text that nobody shares yet needs no count of who does.
-    pub(super) fn add(&self, kept: &mut Kept, batch: &mut Option<Batch>, now: u64) -> Result<(), Error> {
+    pub(super) fn add(&self, kept: &mut StoredLog, batch: &mut Option<Batch>, now: u64) -> Result<(), Error> {
         let Some(adds) = batch else { return Ok(()) };
         self.expire(kept, now);
         let weight = kept.log.weigh(adds, &self.retention);
@@ -117,8 +117,8 @@ impl Registry {
     pub(super) fn change<T>(
         &self,
         name: &str,
-        mut change: impl FnMut(&Arc<Entry>, &mut State, u64) -> Result<(T, Woken), Error>,
-    ) -> Result<(T, Woken), Error> {
+        mut change: impl FnMut(&Arc<Entry>, &mut ChannelState, u64) -> Result<(T, WakeList), Error>,
+    ) -> Result<(T, WakeList), Error> {
         let now = self.now();
         self.step(now);
         let changed = self.with_room(now, || {
@@ -156,10 +156,10 @@ impl Registry {
     fn log<'a>(
         &self,
         entry: &Arc<Entry>,
-        state: &'a mut State,
+        state: &'a mut ChannelState,
         append: &Append<'_>,
         now: u64,
-    ) -> Result<&'a mut Kept, Error> {
+    ) -> Result<&'a mut StoredLog, Error> {
         if self.living(entry, state, now).is_none() {
             let content_type = append.create.ok_or(Error::Unknown)?;
             if append.broadcast.is_some() && !state.is_waited_on() {
@@ -169,7 +169,7 @@ impl Registry {
             self.make(entry, state, append.broadcast.is_some(), now, content_type.clone())?;
         }
         let kept = state.log.as_mut().expect("created above if there was none");
-        if kept.is_buried() {
+        if kept.is_tombstoned() {
             return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
         }
         Ok(kept)
@@ -181,7 +181,7 @@ fn repeated(log: &Log, append: &Append<'_>) -> Result<Appended, Error> {
     let done = |accepted, duplicate| Ok(Appended { tail: log.tail(), closed: true, accepted, duplicate });
     match append.stamp {
         None if append.close && append.batch.is_none() => done(None, true),
-        Some(stamp) if log.writers().is_some_and(|writers| writers.closed_by(stamp)) => {
+        Some(stamp) if log.producers().is_some_and(|writers| writers.closed_by(stamp)) => {
             done(Some((stamp.epoch, stamp.seq)), true)
         }
         // A producer that was fenced off is told that first: it has to stop, not to find another stream.
@@ -193,9 +193,9 @@ fn repeated(log: &Log, append: &Append<'_>) -> Result<Appended, Error> {
     }
 }
 
-fn admit(log: &Log, stamp: &Stamp, may_be_lost: impl FnOnce() -> bool) -> Result<Admission, Error> {
-    match log.writers() {
+fn admit(log: &Log, stamp: &Stamp, may_be_lost: impl FnOnce() -> bool) -> Result<ProducerCheck, Error> {
+    match log.producers() {
         Some(writers) => writers.admit(stamp, may_be_lost),
-        None => Writers::default().admit(stamp, may_be_lost),
+        None => Producers::default().admit(stamp, may_be_lost),
     }
 }

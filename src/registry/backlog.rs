@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Registry, entry::Entry, slice::Slice};
-use crate::{engine::Remote, faults::Rule};
+use crate::{engine::Remote, fault_injection::Invariant};
 
 /// How many logs are read at a time.
 const READS: usize = 64;
@@ -21,7 +21,7 @@ const COMPARED: usize = 256;
 const COMPARES: usize = 4;
 const IDLE: usize = 8;
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type RemoteWork<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 #[derive(Default)]
 pub(super) struct Backlog {
@@ -33,22 +33,22 @@ pub(super) struct Backlog {
     pub(super) to_renew: VecDeque<Arc<Entry>>,
     /// To be compared, when there is nothing else.
     pub(super) to_compare: VecDeque<Arc<Entry>>,
-    reads: FuturesUnordered<Work<()>>,
+    reads: FuturesUnordered<RemoteWork<()>>,
     /// Each leaves those that are to be read.
-    compares: FuturesUnordered<Work<Vec<Arc<Entry>>>>,
+    compares: FuturesUnordered<RemoteWork<Vec<Arc<Entry>>>>,
 }
 
 impl Backlog {
     /// Queues a channel whose subscription was confirmed.
     pub(super) fn joined(&mut self, registry: &Registry, entry: Arc<Entry>) {
-        if !registry.faults.keep(Rule::Order) {
+        if !registry.faults.holds(Invariant::Order) {
             return;
         }
-        let was_live = match &entry.lock().follow {
+        let was_live = match &entry.lock().replica {
             Some(follow) => follow.known,
             None => return,
         };
-        if was_live && !registry.faults.keep(Rule::ReadAgain) {
+        if was_live && !registry.faults.holds(Invariant::ReadAgain) {
             return Registry::assume(&entry);
         }
         // If it was live, the cached entries are probably complete.
@@ -88,7 +88,7 @@ impl Backlog {
         let begun = self.to_read.len().min(room);
         for entry in self.to_read.drain(..begun) {
             let (registry, remote) = (registry.clone(), remote.clone());
-            self.reads.push(Box::pin(async move { registry.read_up(&*remote, &entry).await }));
+            self.reads.push(Box::pin(async move { registry.refresh(&*remote, &entry).await }));
         }
         begun > 0
     }
@@ -124,7 +124,7 @@ impl Backlog {
 fn first(queue: &mut VecDeque<Arc<Entry>>) -> Vec<Arc<Entry>> {
     let mut room = COMPARED;
     let fits = |entry: &&Arc<Entry>| {
-        let idle = entry.lock().follow.as_ref().is_some_and(|follow| follow.idle.is_some());
+        let idle = entry.lock().replica.as_ref().is_some_and(|follow| follow.idle.is_some());
         let left = room.checked_sub(if idle { IDLE } else { 1 });
         room = left.unwrap_or_default();
         left.is_some()

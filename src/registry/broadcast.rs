@@ -7,7 +7,7 @@ use super::{
     Append, Registry, Walk,
     authority::{Authority, Local},
     slice::sliced,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{Error, Limit, engine::Batch};
 
@@ -51,7 +51,7 @@ struct Publishing {
 impl Publishing {
     /// Appends to the matching names of the map, one slice in each poll.
     async fn publish(&mut self) {
-        let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), Woken::nobody());
+        let (registry, mut walk, mut woken) = (self.registry.clone(), Walk::default(), WakeList::nobody());
         let (now, mut retried) = (registry.now(), None);
         sliced(|slice| {
             loop {
@@ -90,7 +90,7 @@ impl Publishing {
         Append { batch: Some(self.batch.clone()), create, broadcast: Some(0), ..Append::default() }
     }
 
-    fn note(&mut self, appended: Result<Woken, Error>) -> Woken {
+    fn note(&mut self, appended: Result<WakeList, Error>) -> WakeList {
         match appended {
             Ok(woken) => {
                 self.reached += 1;
@@ -101,6 +101,6 @@ impl Publishing {
             Err(Error::Closed | Error::ContentType { .. } | Error::Gone(_) | Error::Unknown) => {}
             Err(error) => self.failed = Some(error),
         }
-        Woken::nobody()
+        WakeList::nobody()
     }
 }

@@ -12,7 +12,7 @@ use super::{
     Registry,
     map::Walk,
     slice::sliced,
-    waiters::{Key, Waiters, Woken, discard},
+    waiters::{Key, Waiters, WakeList, discard},
 };
 use crate::sync::{AtomicU8, Mutex};
 
@@ -73,7 +73,7 @@ impl Registry {
     /// Like [`close`](Self::close), in slices, with other tasks running in between.
     pub(crate) async fn close_sliced(&self) {
         self.closing.phase.store(CLOSED, Ordering::Release);
-        let (mut walk, mut woken) = (Walk::default(), Woken::nobody());
+        let (mut walk, mut woken) = (Walk::default(), WakeList::nobody());
         sliced(|slice| {
             loop {
                 if !woken.wake_some(slice) {
@@ -92,7 +92,7 @@ impl Registry {
     /// Ends up to `most` waits and returns their number. Continues `walk`, wraps around at most once, and lets other
     /// tasks run in between.
     pub(crate) async fn release(&self, walk: &mut Walk, most: usize) -> usize {
-        let (mut left, mut ends, mut woken) = (most, 0, Woken::nobody());
+        let (mut left, mut ends, mut woken) = (most, 0, WakeList::nobody());
         sliced(|slice| {
             loop {
                 if !woken.wake_some(slice) {

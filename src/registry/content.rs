@@ -9,11 +9,11 @@ use std::{
 use super::{
     Registry,
     outgoing::{FRAME, Outgoing, TINY},
-    transfers::{Cut, Held},
+    transfers::{Cut, HeldAppends},
 };
 use crate::{
     Limit,
-    engine::{Reading, Share, Stored},
+    engine::{AppendBytes, Reading, Share},
 };
 
 /// The content of a response.
@@ -44,7 +44,7 @@ impl Registry {
     /// lent: it counts when no log keeps it any more, and is not cut then.
     fn one_frame(&self, reading: Reading, size: usize) -> Bytes {
         let lent = self.usage.lent();
-        let copied = |bytes| Lent { bytes: Stored::private(bytes, self.usage.responses()), _share: None };
+        let copied = |bytes| Lent { bytes: AppendBytes::private(bytes, self.usage.responses()), _share: None };
         Bytes::from_owner(match reading.into_append() {
             Ok(append) if lent.get() < self.limits.reading / 2 => {
                 Lent { bytes: append, _share: Some(Share::new(size, lent)) }
@@ -57,7 +57,7 @@ impl Registry {
 
 /// Bytes that the server holds, and what counts them.
 struct Lent {
-    bytes: Arc<Stored>,
+    bytes: Arc<AppendBytes>,
     _share: Option<Share>,
 }
 
@@ -69,7 +69,7 @@ impl AsRef<[u8]> for Lent {
 
 /// A response that is sent in frames.
 pub(crate) struct Transfer {
-    held: Held,
+    held: HeldAppends,
     left: usize,
     outgoing: Outgoing,
 }
@@ -77,7 +77,7 @@ pub(crate) struct Transfer {
 impl Transfer {
     fn new(registry: &Arc<Registry>, reading: Reading) -> Self {
         let parts = reading.into_parts(registry.usage.responses());
-        Self { left: parts.left(), held: Held::new(registry, parts), outgoing: Outgoing::new() }
+        Self { left: parts.left(), held: HeldAppends::new(registry, parts), outgoing: Outgoing::new() }
     }
 
     /// How many bytes are still to come.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Created, Creation, Lifetime, Local, Registry,
-    entry::{Entry, Kept, State},
-    waiters::Woken,
+    entry::{ChannelState, Entry, StoredLog},
+    waiters::WakeList,
 };
 use crate::{
     Error,
@@ -13,14 +13,14 @@ use crate::{
 };
 
 impl Registry {
-    /// Creates a channel that is no [fork](Self::fork). It stays until it is deleted or its lifetime ends. One that
+    /// Creates a channel that is no [fork](Self::fork_local). It stays until it is deleted or its lifetime ends. One that
     /// exists must have been created in the same way; its content is not compared, and nothing is appended to it.
-    pub(crate) fn create_local(&self, _: Local, name: &str, creation: &Creation) -> Result<(Created, Woken), Error> {
+    pub(crate) fn create_local(&self, _: Local, name: &str, creation: &Creation) -> Result<(Created, WakeList), Error> {
         debug_assert!(creation.fork.is_none(), "a fork takes more than one poll");
         self.check_name(name)?;
         // A channel that exists is compared before the content of a new one is checked.
         if let Some(found) = self.created(name, creation)? {
-            return Ok((found, Woken::nobody()));
+            return Ok((found, WakeList::nobody()));
         }
         let content_type = content_type(creation, None)?;
         let mut content = self.initial(creation, &content_type)?;
@@ -30,7 +30,7 @@ impl Registry {
                 kept.compare(creation)?;
                 self.keep_transient(kept, entry, now)?;
                 kept.explicit = true;
-                return Ok((kept.describe(), Woken::nobody()));
+                return Ok((kept.describe(), WakeList::nobody()));
             }
             let kept = self.make(entry, state, false, now, content_type.clone())?;
             kept.explicit = true;
@@ -73,17 +73,18 @@ impl Registry {
     pub(super) fn make<'a>(
         &self,
         entry: &Arc<Entry>,
-        state: &'a mut State,
+        state: &'a mut ChannelState,
         transient: bool,
         now: u64,
         content_type: MediaType,
-    ) -> Result<&'a mut Kept, Error> {
+    ) -> Result<&'a mut StoredLog, Error> {
         if transient {
             self.usage.admit_transient(&self.limits).map_err(Error::Full)?;
         } else {
             self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
         }
-        let kept = state.log.insert(Kept::new(Log::new(content_type, now, self.usage.responses()), transient, now));
+        let kept =
+            state.log.insert(StoredLog::new(Log::new(content_type, now, self.usage.responses()), transient, now));
         self.queue(kept, entry, now);
         Ok(kept)
     }
@@ -99,7 +100,7 @@ pub(super) fn content_type(creation: &Creation, inherited: Option<&MediaType>) -
     }
 }
 
-impl Kept {
+impl StoredLog {
     /// Describes a channel that exists.
     pub(super) fn describe(&self) -> Created {
         let content_type = self.log.content_type().clone();
@@ -109,8 +110,8 @@ impl Kept {
     /// Compares how the channel was created: its content type, its lifetime, whether it is closed now, and its origin as a
     /// fork.
     pub(super) fn compare(&self, creation: &Creation) -> Result<(), Error> {
-        let special = self.special();
-        let same = !special.buried
+        let special = self.rare();
+        let same = !special.tombstoned
             && creation.content_type.as_ref().is_none_or(|said| same_type(said, self.log.content_type()))
             && creation
                 .lifetime
@@ -118,7 +119,7 @@ impl Kept {
                     lifetime == special.lifetime
                 })
             && creation.closed == self.log.is_closed()
-            && creation.fork.as_ref() == special.origin.as_ref().map(|origin| &origin.fork);
+            && creation.fork.as_ref() == special.fork_source.as_ref().map(|origin| &origin.fork);
         if same { Ok(()) } else { Err(Error::Conflict) }
     }
 }

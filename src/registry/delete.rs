@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::{
     Local, Registry,
-    entry::{Entry, Kept, Parent, State},
+    entry::{ChannelState, Entry, ForkParent, StoredLog},
     expiry::STEP,
     slice::Slice,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error,
@@ -19,49 +19,49 @@ impl Registry {
     /// Deletes a channel and its log. Returns its tail and the waiters to wake.
     ///
     /// While it has forks its name stays taken; they have what they inherited.
-    pub(crate) fn delete_local(&self, _: Local, name: &str) -> Result<(Offset, Woken), Error> {
+    pub(crate) fn delete_local(&self, _: Local, name: &str) -> Result<(Offset, WakeList), Error> {
         self.check_name(name)?;
         self.change(name, |entry, state, now| {
             let kept = self.living(entry, state, now).ok_or(Error::Unknown)?;
-            if kept.is_buried() {
+            if kept.is_tombstoned() {
                 return Err(Error::Gone(kept.log.gone(Reason::Deleted)));
             }
             let tail = kept.log.tail();
-            self.bury(entry, state);
+            self.tombstone(entry, state);
             Ok((tail, state.waiters.take()))
         })
     }
 
     /// Takes a log out of its channel, or, if it has forks, what it holds out of the log.
-    pub(super) fn bury(&self, entry: &Entry, state: &mut State) {
+    pub(super) fn tombstone(&self, entry: &Entry, state: &mut ChannelState) {
         match &mut state.log {
-            Some(kept) if kept.special().forks > 0 => {
-                kept.special_mut().buried = true;
+            Some(kept) if kept.rare().forks > 0 => {
+                kept.rare_mut().tombstoned = true;
                 self.unqueue(kept);
                 self.usage.leave_history(kept.log.clear());
             }
-            _ => _ = self.forget(entry, state),
+            _ => _ = self.drop_log(entry, state),
         }
     }
 
     /// Removes the log of a channel. Returns whether there was one.
-    pub(super) fn forget(&self, entry: &Entry, state: &mut State) -> bool {
+    pub(super) fn drop_log(&self, entry: &Entry, state: &mut ChannelState) -> bool {
         let Some(kept) = self.take_out(state) else { return false };
         if self.local().is_some() && (kept.log.tail().position() > 0 || kept.log.is_closed()) {
             // A client with an older absent tail has missed messages. Number this ending, so that the absent tail is
             // refused.
-            state.since = self.endings.note(self.map.hash(entry.name()));
+            state.since = self.absent_tails.note(self.map.hash(entry.name()));
         }
         true
     }
 
     /// Removes a log from its channel without numbering an ending.
-    pub(super) fn take_out(&self, state: &mut State) -> Option<Kept> {
+    pub(super) fn take_out(&self, state: &mut ChannelState) -> Option<StoredLog> {
         let mut kept = state.log.take()?;
         self.unqueue(&mut kept);
         self.usage.leave_history(kept.log.cost());
         self.usage.leave_channel(kept.transient);
-        if let Some(origin) = &kept.special().origin {
+        if let Some(origin) = &kept.rare().fork_source {
             self.orphans.push(origin.parent.clone());
         }
         Some(kept)
@@ -82,13 +82,13 @@ impl Registry {
     }
 
     /// Subtracts an ended fork from the count of its parent. No lock may be held.
-    pub(super) fn settle_one(&self, parent: &Parent) {
+    pub(super) fn settle_one(&self, parent: &ForkParent) {
         let mut state = parent.entry.lock();
         let Some(kept) = state.log.as_mut().filter(|kept| kept.log.id() == parent.log) else { return };
-        let special = kept.special_mut();
+        let special = kept.rare_mut();
         special.forks -= 1;
-        if special.buried && special.forks == 0 {
-            self.forget(&parent.entry, &mut state);
+        if special.tombstoned && special.forks == 0 {
+            self.drop_log(&parent.entry, &mut state);
         }
         let vacant = state.is_vacant();
         drop(state);
@@ -107,7 +107,7 @@ impl Registry {
 
 /// Parents of forks that are gone, to be told when no lock is held.
 pub(super) struct Orphans {
-    parents: Mutex<Vec<Parent>>,
+    parents: Mutex<Vec<ForkParent>>,
     any: AtomicBool,
 }
 
@@ -116,7 +116,7 @@ impl Orphans {
         Self { parents: Mutex::new(Vec::new()), any: AtomicBool::new(false) }
     }
 
-    pub(super) fn push(&self, parent: Parent) {
+    pub(super) fn push(&self, parent: ForkParent) {
         self.parents.lock().push(parent);
         self.any.store(true, Relaxed);
     }
@@ -125,7 +125,7 @@ impl Orphans {
         !self.any.load(Relaxed)
     }
 
-    fn pop(&self) -> Option<Parent> {
+    fn pop(&self) -> Option<ForkParent> {
         if !self.any.load(Relaxed) {
             return None;
         }

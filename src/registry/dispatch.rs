@@ -5,17 +5,17 @@
 use std::sync::Arc;
 
 use super::{
-    Append, Appended, Begun, Created, Creation, Peek, Registry, Wait,
+    Append, Appended, Created, Creation, Peek, ReadOrWait, Registry, Wait,
     acknowledged::Sent,
     authority::{Authority, Local},
     lifetime::ends_in,
     slice::{Slice, sliced, yield_now},
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error,
-    engine::{Extent, Found, MediaType, Offset, Page, Place, Reading, Remote, Start, Touch},
-    faults::Rule,
+    engine::{Extent, MediaType, Offset, Page, ReadFrom, Reading, Remote, RemoteRead, Start, Touch},
+    fault_injection::Invariant,
 };
 
 impl Registry {
@@ -105,9 +105,9 @@ impl Registry {
     /// Returns what a channel is, without renewing its lifetime. `None` if it does not exist.
     pub(crate) async fn peek(&self, name: &str) -> Result<Option<Peek>, Error> {
         let Some(remote) = self.remote() else { return self.peek_local(name).map_err(Error::Gone) };
-        match remote.read(name, Place::From(Start::Tail), 0, Touch::No).await? {
-            Found::Nothing(_) => Ok(None),
-            Found::Page(Page { content_type, tail, closed, kept: history, lifetime, .. }) => {
+        match remote.read(name, ReadFrom::From(Start::Tail), 0, Touch::No).await? {
+            RemoteRead::Nothing(_) => Ok(None),
+            RemoteRead::Page(Page { content_type, tail, closed, kept: history, lifetime, .. }) => {
                 Ok(Some(Peek { content_type, tail, closed, history, lifetime }))
             }
         }
@@ -117,8 +117,8 @@ impl Registry {
     pub(crate) async fn read(&self, name: &str, start: Start, extent: Extent) -> Result<Reading, Error> {
         let Some(remote) = self.remote() else { return self.read_local(name, start, extent).map_err(Error::Gone) };
         match read_remote(&**remote, name, start, extent).await? {
-            Found::Page(page) => Ok(self.reading(page, extent)),
-            Found::Nothing(origin) => Ok(Reading::unknown(origin)),
+            RemoteRead::Page(page) => Ok(self.reading(page, extent)),
+            RemoteRead::Nothing(origin) => Ok(Reading::unknown(origin)),
         }
     }
 
@@ -140,7 +140,7 @@ impl Registry {
                 }
                 Some(reading)
             }
-            Err(gone) if !self.faults.keep(Rule::Ahead) => return Err(Error::Gone(gone)),
+            Err(gone) if !self.faults.holds(Invariant::Ahead) => return Err(Error::Gone(gone)),
             _ => None,
         };
         let entry = match followed {
@@ -163,7 +163,7 @@ impl Registry {
             Err(Error::Gone(_)) => cached.is_some(),
             _ => false,
         };
-        let tender = if differs { self.doubt(&entry, &mut state) } else { Woken::nobody() };
+        let tender = if differs { self.mark_stale(&entry, &mut state) } else { WakeList::nobody() };
         drop(state);
         tender.wake();
         match (read, cached) {
@@ -179,15 +179,15 @@ impl Registry {
         name: &str,
         start: Start,
         extent: Extent,
-    ) -> Result<Begun, Error> {
+    ) -> Result<ReadOrWait, Error> {
         if self.remote().is_none() {
             return self.read_or_wait_local(name, start, extent).map_err(Error::Gone);
         }
         let reading = self.read_and_follow(name, start, extent).await?;
         if !reading.is_empty() || reading.closed {
-            return Ok(Begun::Read(reading));
+            return Ok(ReadOrWait::Read(reading));
         }
-        Ok(Begun::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
+        Ok(ReadOrWait::Wait(Wait::new(self.clone(), name, reading.next, reading.content_type.is_some())))
     }
 
     /// Makes a change at once, if the logs are in memory. Returns `None` if the change must be awaited: a remote engine keeps the
@@ -207,11 +207,11 @@ impl Registry {
         start: Start,
         extent: Extent,
         live: LiveRead,
-    ) -> Option<Result<Begun, Error>> {
+    ) -> Option<Result<ReadOrWait, Error>> {
         self.local()?;
         let begun = match live {
             LiveRead::Wait => self.read_or_wait_local(name, start, extent),
-            LiveRead::Follow | LiveRead::None => self.read_local(name, start, extent).map(Begun::Read),
+            LiveRead::Follow | LiveRead::None => self.read_local(name, start, extent).map(ReadOrWait::Read),
         };
         Some(begun.map_err(Error::Gone))
     }
@@ -223,11 +223,11 @@ impl Registry {
         start: Start,
         extent: Extent,
         live: LiveRead,
-    ) -> Result<Begun, Error> {
+    ) -> Result<ReadOrWait, Error> {
         match live {
             LiveRead::Wait => self.read_or_wait(name, start, extent).await,
-            LiveRead::Follow => self.read_and_follow(name, start, extent).await.map(Begun::Read),
-            LiveRead::None => self.read(name, start, extent).await.map(Begun::Read),
+            LiveRead::Follow => self.read_and_follow(name, start, extent).await.map(ReadOrWait::Read),
+            LiveRead::None => self.read(name, start, extent).await.map(ReadOrWait::Read),
         }
     }
 
@@ -253,7 +253,7 @@ impl Registry {
     /// # Cancel safety
     ///
     /// If this future is dropped after the change was made, it wakes the remaining waiters.
-    async fn locally<T>(&self, change: impl FnMut() -> Result<(T, Woken), Error>) -> Result<T, Error> {
+    async fn locally<T>(&self, change: impl FnMut() -> Result<(T, WakeList), Error>) -> Result<T, Error> {
         let (done, mut woken) = self.retried(self.now(), change).await?;
         sliced(|slice| self.finish(&mut woken, slice)).await;
         Ok(done)
@@ -273,7 +273,7 @@ impl Registry {
 
     /// Continues the work that follows a change: wakes waiters, settles forks and evicts transient channels. Returns
     /// whether all of it is done.
-    pub(crate) fn finish(&self, woken: &mut Woken, slice: &mut Slice) -> bool {
+    pub(crate) fn finish(&self, woken: &mut WakeList, slice: &mut Slice) -> bool {
         woken.wake_some(slice) && self.settle(slice) && self.evict_surplus(slice)
     }
 
@@ -298,11 +298,16 @@ pub(crate) enum LiveRead {
 }
 
 /// Reads from the remote engine. If a read of whole characters ends within one, reads more: the rest is in the next appends.
-pub(super) async fn read_remote(remote: &dyn Remote, name: &str, start: Start, extent: Extent) -> Result<Found, Error> {
+pub(super) async fn read_remote(
+    remote: &dyn Remote,
+    name: &str,
+    start: Start,
+    extent: Extent,
+) -> Result<RemoteRead, Error> {
     let mut limit = extent.bytes;
     loop {
-        match remote.read(name, Place::From(start), limit, Touch::Yes).await? {
-            Found::Page(page) if extent.whole_characters && page.lacks_character_end() => {
+        match remote.read(name, ReadFrom::From(start), limit, Touch::Yes).await? {
+            RemoteRead::Page(page) if extent.whole_characters && page.lacks_character_end() => {
                 let size = page.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
                 limit = limit.max(size).saturating_mul(2);
             }

@@ -11,10 +11,10 @@ use std::{
 
 use super::{
     Registry,
-    entry::{Entry, Kept, State},
+    entry::{ChannelState, Entry, StoredLog},
     millis,
     slice::Slice,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error, Limit,
@@ -29,8 +29,8 @@ const LINGER: u64 = 60_000;
 pub(super) const STEP: usize = 2;
 
 /// The logs by the time when they are worth a look. Each log is in here at most once.
-pub(super) struct Expiries {
-    queue: Mutex<BTreeMap<Ticket, Weak<Entry>>>,
+pub(super) struct ExpiryQueue {
+    queue: Mutex<BTreeMap<ExpiryKey, Weak<Entry>>>,
     /// When the first is due, to be read without the lock.
     first: AtomicU64,
 }
@@ -39,15 +39,15 @@ pub(super) struct Expiries {
 #[derive(Clone, Copy)]
 enum Due {
     /// The queue of fixed ends.
-    End(Ticket),
-    Other(Ticket),
+    End(ExpiryKey),
+    Other(ExpiryKey),
 }
 
 /// A place in the queue: the time, and what tells those of one time apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ticket(NonZeroU64);
+pub(super) struct ExpiryKey(NonZeroU64);
 
-impl Ticket {
+impl ExpiryKey {
     /// Leaves 42 bits for the time: 139 years of milliseconds.
     const TIE: u32 = 22;
 
@@ -66,15 +66,15 @@ impl Ticket {
     }
 }
 
-impl Expiries {
+impl ExpiryQueue {
     pub(super) fn new() -> Self {
         Self { queue: Mutex::new(BTreeMap::new()), first: AtomicU64::new(u64::MAX) }
     }
 
-    fn insert(&self, due: u64, entry: Weak<Entry>) -> Ticket {
+    fn insert(&self, due: u64, entry: Weak<Entry>) -> ExpiryKey {
         let mut queue = self.queue.lock();
         // At random, which also fills the tree better than in the order of time.
-        let mut ticket = Ticket::new(due, fastrand::u64(..));
+        let mut ticket = ExpiryKey::new(due, fastrand::u64(..));
         while queue.contains_key(&ticket) {
             ticket = ticket.next();
         }
@@ -83,7 +83,7 @@ impl Expiries {
         ticket
     }
 
-    fn remove(&self, ticket: Ticket) {
+    fn remove(&self, ticket: ExpiryKey) {
         let mut queue = self.queue.lock();
         queue.remove(&ticket);
         self.note_first(&queue);
@@ -97,7 +97,7 @@ impl Expiries {
         self.first.load(Relaxed) == u64::MAX
     }
 
-    fn pop_due(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
+    fn pop_due(&self, now: u64) -> Option<(ExpiryKey, Weak<Entry>)> {
         if !self.is_due(now) {
             return None;
         }
@@ -108,15 +108,15 @@ impl Expiries {
         Some((ticket, entry))
     }
 
-    fn note_first(&self, queue: &BTreeMap<Ticket, Weak<Entry>>) {
+    fn note_first(&self, queue: &BTreeMap<ExpiryKey, Weak<Entry>>) {
         self.first.store(queue.first_key_value().map_or(u64::MAX, |(ticket, _)| ticket.due()), Relaxed);
     }
 }
 
-impl Kept {
+impl StoredLog {
     fn is_due(&self, due: Due) -> bool {
         match due {
-            Due::End(ticket) => self.special().ends == Some(ticket),
+            Due::End(ticket) => self.rare().ends == Some(ticket),
             Due::Other(ticket) => self.due == Some(ticket),
         }
     }
@@ -127,7 +127,7 @@ impl Registry {
     /// if they hold too much. Every operation does this.
     pub(super) fn step(&self, now: u64) {
         self.settle_some();
-        for queue in [&self.expiries, &self.transients] {
+        for queue in [&self.expiry_queue, &self.transients] {
             for (ticket, entry) in (0..STEP).map_while(|_| queue.pop_due(now)) {
                 self.look_after(&entry, Due::Other(ticket), now);
             }
@@ -145,7 +145,7 @@ impl Registry {
     /// It ends: what stays in the queue is due later than `now`.
     pub(super) fn make_room(&self, lacking: Limit, now: u64, slice: &mut Slice) -> bool {
         let next = || {
-            let other = self.expiries.pop_due(now).map(|(ticket, entry)| (Due::Other(ticket), entry));
+            let other = self.expiry_queue.pop_due(now).map(|(ticket, entry)| (Due::Other(ticket), entry));
             other.or_else(|| self.pop_ended(now).map(|(ticket, entry)| (Due::End(ticket), entry)))
         };
         while let Some((due, entry)) = next() {
@@ -163,10 +163,10 @@ impl Registry {
 
     /// Returns whether [`make_room`](Self::make_room) has left channels in the queue that are due at `now`.
     pub(crate) fn may_have_room(&self, now: u64) -> bool {
-        self.expiries.is_due(now) || !self.ends.is_empty() && self.ends.is_due(self.wall(now))
+        self.expiry_queue.is_due(now) || !self.ends.is_empty() && self.ends.is_due(self.wall(now))
     }
 
-    fn pop_ended(&self, now: u64) -> Option<(Ticket, Weak<Entry>)> {
+    fn pop_ended(&self, now: u64) -> Option<(ExpiryKey, Weak<Entry>)> {
         if self.ends.is_empty() { None } else { self.ends.pop_due(self.wall(now)) }
     }
 
@@ -179,7 +179,7 @@ impl Registry {
         let Some(kept) = state.log.as_mut().filter(|kept| kept.is_due(due)) else { return false };
         match due {
             Due::Other(_) => kept.due = None,
-            Due::End(_) => kept.special_mut().ends = None,
+            Due::End(_) => kept.rare_mut().ends = None,
         }
         let over = self.is_over(kept, waited_on, now);
         if waited_on {
@@ -192,10 +192,10 @@ impl Registry {
             return freed;
         }
         if over {
-            self.bury(&entry, &mut state);
+            self.tombstone(&entry, &mut state);
         } else {
             // The channel was not deleted by name, so its name is free even if it has forks.
-            self.forget(&entry, &mut state);
+            self.drop_log(&entry, &mut state);
         }
         self.leave_evicted(&entry, state);
         true
@@ -206,9 +206,9 @@ impl Registry {
     /// An operation on any channel may do this in addition to its own work, so it wakes the waiters only if they are
     /// few. Otherwise their timers do: a channel that expires while it has waiters does so at a fixed time, and each
     /// waiter has set its timer to [look again](Self::look_again_at).
-    fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, State>) {
+    fn leave_evicted(&self, entry: &Arc<Entry>, mut state: MutexGuard<'_, ChannelState>) {
         const FEW: usize = 64;
-        let woken = if state.waiters.len() <= FEW { state.waiters.take() } else { Woken::nobody() };
+        let woken = if state.waiters.len() <= FEW { state.waiters.take() } else { WakeList::nobody() };
         let vacant = state.is_vacant();
         drop(state);
         woken.wake();
@@ -236,7 +236,7 @@ impl Registry {
                 self.queue(kept, &entry, now);
                 continue;
             }
-            self.forget(&entry, &mut state);
+            self.drop_log(&entry, &mut state);
             self.leave_evicted(&entry, state);
             return true;
         }
@@ -254,7 +254,7 @@ impl Registry {
     }
 
     /// Trims expired entries from a log. Returns whether there were any.
-    pub(super) fn expire(&self, kept: &mut Kept, now: u64) -> bool {
+    pub(super) fn expire(&self, kept: &mut StoredLog, now: u64) -> bool {
         let oldest = self.retention.age.and_then(|age| now.checked_sub(millis(age)));
         let freed = oldest.map_or(0, |oldest| kept.log.expire(oldest));
         self.usage.leave_history(freed);
@@ -263,43 +263,43 @@ impl Registry {
 
     /// Queues a log, unless it is queued already, for the time at which it may have to be trimmed or evicted. That time
     /// is always later than `now`, so that a walk over the due channels terminates.
-    pub(super) fn queue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
-        if kept.is_buried() {
+    pub(super) fn queue(&self, kept: &mut StoredLog, entry: &Arc<Entry>, now: u64) {
+        if kept.is_tombstoned() {
             return;
         }
         if let (None, Some(due)) = (kept.due, self.due(kept)) {
             let due = due.max(now.saturating_add(1));
             kept.due = Some(self.queue_of(kept).insert(due, Arc::downgrade(entry)));
         }
-        if let (None, Some(end)) = (kept.special().ends, kept.special().until) {
+        if let (None, Some(end)) = (kept.rare().ends, kept.rare().until) {
             let due = end.max(self.wall(now).saturating_add(1));
-            kept.special_mut().ends = Some(self.ends.insert(due, Arc::downgrade(entry)));
+            kept.rare_mut().ends = Some(self.ends.insert(due, Arc::downgrade(entry)));
         }
     }
 
     /// Moves a log in the queue after its lifetime has changed.
-    pub(super) fn requeue(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
+    pub(super) fn requeue(&self, kept: &mut StoredLog, entry: &Arc<Entry>, now: u64) {
         self.unqueue(kept);
         self.queue(kept, entry, now);
     }
 
-    pub(super) fn unqueue(&self, kept: &mut Kept) {
+    pub(super) fn unqueue(&self, kept: &mut StoredLog) {
         if let Some(ticket) = kept.due.take() {
             self.queue_of(kept).remove(ticket);
         }
-        if kept.special().ends.is_some() {
-            if let Some(ticket) = kept.special_mut().ends.take() {
+        if kept.rare().ends.is_some() {
+            if let Some(ticket) = kept.rare_mut().ends.take() {
                 self.ends.remove(ticket);
             }
         }
     }
 
-    fn queue_of(&self, kept: &Kept) -> &Expiries {
-        if kept.transient { &self.transients } else { &self.expiries }
+    fn queue_of(&self, kept: &StoredLog) -> &ExpiryQueue {
+        if kept.transient { &self.transients } else { &self.expiry_queue }
     }
 
     /// Turns a transient channel into an ordinary one, if the limit on channels allows.
-    pub(super) fn keep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) -> Result<(), Error> {
+    pub(super) fn keep_transient(&self, kept: &mut StoredLog, entry: &Arc<Entry>, now: u64) -> Result<(), Error> {
         if kept.transient {
             self.usage.admit_channel(&self.limits).map_err(Error::Full)?;
             self.usage.leave_channel(true);
@@ -311,7 +311,7 @@ impl Registry {
     }
 
     /// Makes a channel transient again, after the append for which it became ordinary was refused.
-    pub(super) fn unkeep_transient(&self, kept: &mut Kept, entry: &Arc<Entry>, now: u64) {
+    pub(super) fn unkeep_transient(&self, kept: &mut StoredLog, entry: &Arc<Entry>, now: u64) {
         self.usage.exchange_for_transient();
         self.unqueue(kept);
         kept.transient = true;
@@ -320,7 +320,7 @@ impl Registry {
 
     /// When there will be something to evict or drop, but for a fixed end: what the log holds now is too old; a log that was not
     /// created explicitly has expired; it has been idle for its lifetime.
-    fn due(&self, kept: &Kept) -> Option<u64> {
+    fn due(&self, kept: &StoredLog) -> Option<u64> {
         let aged = if kept.explicit { self.aged_at(kept.log.newest()) } else { self.forgotten_at(kept) };
         match (aged, kept.idles_at()) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -331,7 +331,7 @@ impl Registry {
     /// Returns the time at which a log that was not created explicitly is forgotten: all of its entries have expired,
     /// and its last reader has had [`LINGER`] to return. A transient log exists for its readers only, so the age of its
     /// entries does not matter.
-    fn forgotten_at(&self, kept: &Kept) -> Option<u64> {
+    fn forgotten_at(&self, kept: &StoredLog) -> Option<u64> {
         let unread = kept.touched.saturating_add(LINGER);
         if kept.transient {
             return Some(unread);

@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     Registry,
-    entry::{Entry, State},
-    waiters::{Key, Standing, Waiters, Woken},
+    entry::{ChannelState, Entry},
+    waiters::{Key, WaiterStatus, Waiters, WakeList},
 };
 use crate::{
     Error, Limit,
@@ -23,8 +23,8 @@ use crate::{
 pub(super) const CHECK: u64 = 20_000;
 
 /// How one channel is followed.
-pub(super) struct Follow {
-    pub(super) stage: Stage,
+pub(super) struct Replica {
+    pub(super) stage: ReplicaStage,
     /// Tells this following of the channel from others.
     pub(super) number: u64,
     /// Somebody reads the log.
@@ -32,7 +32,7 @@ pub(super) struct Follow {
     /// It was live before: what is held is a part of the log, or there was none.
     pub(super) known: bool,
     /// Somebody waits who could not tell from what was held whether there is something: who is woken when that is known.
-    pub(super) unsure: bool,
+    pub(super) stale: bool,
     /// What was heard while the log was read.
     pub(super) pending: VecDeque<Notice>,
     /// Who needs the channel to be live, and does not wait on it.
@@ -54,7 +54,7 @@ pub(super) struct Follow {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum ReplicaStage {
     /// What is held may not be all, and is being completed.
     Reading,
     /// What is held ends where the log does, as far as was heard.
@@ -63,14 +63,14 @@ pub(super) enum Stage {
     Lost,
 }
 
-impl Follow {
+impl Replica {
     fn new(now: u64) -> Self {
         Self {
-            stage: Stage::Reading,
+            stage: ReplicaStage::Reading,
             number: fastrand::u64(..),
             busy: false,
             known: false,
-            unsure: true,
+            stale: true,
             pending: VecDeque::new(),
             joining: Waiters::default(),
             absent_tail: Offset::ZERO,
@@ -96,8 +96,8 @@ impl Follow {
     }
 
     /// Nothing is heard any more.
-    pub(super) fn lose(&mut self) -> Woken {
-        self.stage = Stage::Lost;
+    pub(super) fn lose(&mut self) -> WakeList {
+        self.stage = ReplicaStage::Lost;
         self.busy = false;
         self.pending.clear();
         self.joining.take()
@@ -110,30 +110,30 @@ impl Follow {
 
     /// It is heard again, and to be read.
     pub(super) fn begin(&mut self) {
-        self.stage = Stage::Reading;
+        self.stage = ReplicaStage::Reading;
         self.busy = false;
         self.pending.clear();
     }
 }
 
 /// What the task that tends to the channels is asked for.
-pub(super) struct Asked {
-    pub(super) queue: Mutex<AskedQueue>,
+pub(super) struct Interest {
+    pub(super) queue: Mutex<InterestQueue>,
 }
 
-impl Asked {
+impl Interest {
     pub(super) fn nothing() -> Self {
-        Self { queue: Mutex::new(AskedQueue::default()) }
+        Self { queue: Mutex::new(InterestQueue::default()) }
     }
 
     /// Takes the queue together with its waker, which must not be dropped under the lock.
-    pub(super) fn take(&self) -> AskedQueue {
+    pub(super) fn take(&self) -> InterestQueue {
         std::mem::take(&mut *self.queue.lock())
     }
 }
 
 #[derive(Default)]
-pub(super) struct AskedQueue {
+pub(super) struct InterestQueue {
     /// To be subscribed to, and read.
     pub(super) to_follow: Vec<Arc<Entry>>,
     /// Subscribed to, and to be read again.
@@ -141,11 +141,11 @@ pub(super) struct AskedQueue {
     pub(super) tender: Option<Waker>,
 }
 
-impl Drop for Asked {
+impl Drop for Interest {
     /// The registry is gone, and who tends to its channels is told.
     fn drop(&mut self) {
         let tender = self.queue.lock().tender.take();
-        Woken::one(tender).wake();
+        WakeList::one(tender).wake();
     }
 }
 
@@ -168,11 +168,11 @@ impl Registry {
 
     /// Starts to follow a channel, unless it is followed already. Returns the maintenance task, to be woken once the
     /// lock is released.
-    pub(super) fn follow(&self, entry: &Arc<Entry>, state: &mut State) -> Result<Woken, Error> {
+    pub(super) fn follow(&self, entry: &Arc<Entry>, state: &mut ChannelState) -> Result<WakeList, Error> {
         let now = self.now();
-        if let Some(follow) = &mut state.follow {
+        if let Some(follow) = &mut state.replica {
             follow.wanted = now;
-            return Ok(Woken::nobody());
+            return Ok(WakeList::nobody());
         }
         if self.health.is_lost() {
             return Err(Error::Unreachable);
@@ -181,33 +181,33 @@ impl Registry {
             self.usage.leave_followed();
             return Err(Error::Full(Limit::Channels));
         }
-        state.follow = Some(Box::new(Follow::new(now)));
+        state.replica = Some(Box::new(Replica::new(now)));
         Ok(self.ask(|queue| queue.to_follow.push(entry.clone())))
     }
 
     /// Stops following a channel, and drops its cached entries. Returns the tasks that wait for it to become live, to
     /// be woken.
-    pub(super) fn unfollow(&self, entry: &Entry, state: &mut State) -> Woken {
-        let joining = state.follow.take().map(|mut follow| follow.joining.take());
+    pub(super) fn unfollow(&self, entry: &Entry, state: &mut ChannelState) -> WakeList {
+        let joining = state.replica.take().map(|mut follow| follow.joining.take());
         self.usage.leave_followed();
-        self.forget(entry, state);
-        joining.unwrap_or_else(Woken::nobody)
+        self.drop_log(entry, state);
+        joining.unwrap_or_else(WakeList::nobody)
     }
 
     /// Queues a live channel to be read from the log again. Returns the maintenance task, to be woken once the lock is
     /// released.
-    pub(super) fn doubt(&self, entry: &Arc<Entry>, state: &mut State) -> Woken {
-        let Some(follow) = state.follow.as_mut().filter(|follow| follow.stage == Stage::Live) else {
-            return Woken::nobody();
+    pub(super) fn mark_stale(&self, entry: &Arc<Entry>, state: &mut ChannelState) -> WakeList {
+        let Some(follow) = state.replica.as_mut().filter(|follow| follow.stage == ReplicaStage::Live) else {
+            return WakeList::nobody();
         };
         follow.begin();
         self.ask(|queue| queue.to_read.push(entry.clone()))
     }
 
-    fn ask(&self, add: impl FnOnce(&mut AskedQueue)) -> Woken {
-        let mut queue = self.asked.queue.lock();
+    fn ask(&self, add: impl FnOnce(&mut InterestQueue)) -> WakeList {
+        let mut queue = self.interest.queue.lock();
         add(&mut queue);
-        Woken::one(queue.tender.take())
+        WakeList::one(queue.tender.take())
     }
 }
 
@@ -236,14 +236,14 @@ impl Future for Join<'_> {
             Ok(tender) => tender,
             Err(error) => return Poll::Ready(Err(error)),
         };
-        let Some(follow) = &mut state.follow else { return Poll::Ready(Err(Error::Unreachable)) };
+        let Some(follow) = &mut state.replica else { return Poll::Ready(Err(Error::Unreachable)) };
         match follow.stage {
-            Stage::Live => return Poll::Ready(Ok(true)),
-            Stage::Lost => return Poll::Ready(Err(Error::Unreachable)),
-            Stage::Reading => {}
+            ReplicaStage::Live => return Poll::Ready(Ok(true)),
+            ReplicaStage::Lost => return Poll::Ready(Err(Error::Unreachable)),
+            ReplicaStage::Reading => {}
         }
         let key = this.key.filter(|(number, _)| *number == follow.number).map(|(_, key)| key);
-        match key.filter(|key| follow.joining.standing(*key) == Standing::Parked) {
+        match key.filter(|key| follow.joining.standing(*key) == WaiterStatus::Parked) {
             Some(key) => _replaced = follow.joining.refresh(key, waker),
             None => this.key = Some((follow.number, follow.joining.park(waker))),
         }
@@ -255,7 +255,7 @@ impl Drop for Join<'_> {
     fn drop(&mut self) {
         let Some((number, key)) = self.key else { return };
         let mut state = self.entry.lock();
-        let follow = state.follow.as_mut().filter(|follow| follow.number == number);
+        let follow = state.replica.as_mut().filter(|follow| follow.number == number);
         let waker = follow.and_then(|follow| follow.joining.remove(key));
         drop(state);
         drop(waker);

@@ -7,13 +7,13 @@
 use super::{
     Created, Creation, Fork, Lifetime, Local, Registry,
     create::content_type,
-    entry::{Kept, Origin, Parent},
+    entry::{ForkParent, ForkSource, StoredLog},
     slice::{sliced, yield_now},
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error, Limit,
-    engine::{Branch, Copied, Remains, Start, cost_of},
+    engine::{Copied, DroppedEntries, ForkCopy, Start, cost_of},
 };
 
 impl Registry {
@@ -65,14 +65,14 @@ impl Registry {
             if let Some(kept) = self.living(entry, state, now) {
                 // Created since the check above.
                 kept.compare(creation)?;
-                return Ok((kept.describe(), Woken::nobody()));
+                return Ok((kept.describe(), WakeList::nobody()));
             }
             let log = log.take().expect("no attempt fails after it has taken the log");
-            let kept = state.log.insert(Kept::new(log, false, now));
+            let kept = state.log.insert(StoredLog::new(log, false, now));
             reserved.keep();
             kept.explicit = true;
             kept.set_lifetime(lifetime, self.end_of(lifetime));
-            kept.special_mut().origin = counted.keep().map(|parent| Origin { fork: fork.clone(), parent });
+            kept.rare_mut().fork_source = counted.keep().map(|parent| ForkSource { fork: fork.clone(), parent });
             self.queue(kept, entry, now);
             if appends {
                 self.usage.count_append();
@@ -89,29 +89,34 @@ impl Registry {
     }
 
     /// Looks up the source of a fork, which counts the fork from now on. Copies nothing.
-    fn source(&self, fork: &Fork) -> Result<Source<'_>, Error> {
+    fn source(&self, fork: &Fork) -> Result<SourceCursor<'_>, Error> {
         let entry = self.map.find(&fork.source).ok_or(Error::Unknown)?;
         let source = self.visit(&entry, |state| {
             let at = self.resolve(&entry, state, fork.at.unwrap_or(Start::Tail));
             let kept = self.living(&entry, state, self.now()).ok_or(Error::Unknown)?;
-            if kept.is_buried() {
+            if kept.is_tombstoned() {
                 return Err(Error::Conflict);
             }
             let branch = kept.log.branch(at, fork.part)?;
-            kept.special_mut().forks += 1;
-            let parent = Parent { entry: entry.clone(), log: kept.log.id() };
-            Ok((branch, kept.special().lifetime, parent))
+            kept.rare_mut().forks += 1;
+            let parent = ForkParent { entry: entry.clone(), log: kept.log.id() };
+            Ok((branch, kept.rare().lifetime, parent))
         });
         let (branch, lifetime, parent) = source?;
         let counted = Counted { registry: self, parent: Some(parent) };
-        Ok(Source { branch: branch.cut()?, lifetime, counted })
+        Ok(SourceCursor { branch: branch.cut()?, lifetime, counted })
     }
 
     /// Copies all entries that a fork inherits, after it has reserved a channel, and the history that these entries and
     /// `content` take.
-    async fn inherit(&self, source: &mut Source<'_>, content: usize, reserved: &mut Reserved<'_>) -> Result<(), Error> {
+    async fn inherit(
+        &self,
+        source: &mut SourceCursor<'_>,
+        content: usize,
+        reserved: &mut Reserved<'_>,
+    ) -> Result<(), Error> {
         let now = self.now();
-        let Source { branch, counted, .. } = source;
+        let SourceCursor { branch, counted, .. } = source;
         self.retried(now, || self.with_room(now, || reserved.admit_channel().map_err(Error::Full))).await?;
         let known = branch.cost() + content;
         self.retried(now, || self.with_room(now, || reserved.admit_history(known).map_err(Error::Full))).await?;
@@ -135,12 +140,12 @@ impl Registry {
     ///
     /// If the source was deleted meanwhile, this returns the error of a request that comes now: the source is a
     /// tombstone, because it counts this fork. If it was forgotten, its name may belong to another log already.
-    fn copy(&self, counted: &Counted<'_>, branch: &mut Branch, reserved: &mut Reserved<'_>) -> Result<Copied, Error> {
-        let Some(Parent { entry, log }) = &counted.parent else { return Ok(Copied::All) };
+    fn copy(&self, counted: &Counted<'_>, branch: &mut ForkCopy, reserved: &mut Reserved<'_>) -> Result<Copied, Error> {
+        let Some(ForkParent { entry, log }) = &counted.parent else { return Ok(Copied::All) };
         self.visit(entry, |state| {
             let kept = self.living(entry, state, self.now()).filter(|kept| kept.log.id() == *log);
             let kept = kept.ok_or(Error::Unknown)?;
-            if kept.is_buried() {
+            if kept.is_tombstoned() {
                 return Err(Error::Conflict);
             }
             kept.log.copy(branch, |bytes| reserved.admit_history(bytes)).map_err(Error::Full)
@@ -149,7 +154,7 @@ impl Registry {
 }
 
 /// Drops entries that are not needed, in slices.
-async fn drop_sliced(mut remains: Remains) {
+async fn drop_sliced(mut remains: DroppedEntries) {
     sliced(|slice| {
         while !remains.drop_some() {
             if slice.step() {
@@ -162,8 +167,8 @@ async fn drop_sliced(mut remains: Remains) {
 }
 
 /// The source of a fork that is being made.
-struct Source<'a> {
-    branch: Branch,
+struct SourceCursor<'a> {
+    branch: ForkCopy,
     lifetime: Lifetime,
     counted: Counted<'a>,
 }
@@ -171,11 +176,11 @@ struct Source<'a> {
 /// The count of a fork at its source. Subtracted on drop, unless the fork was made.
 struct Counted<'a> {
     registry: &'a Registry,
-    parent: Option<Parent>,
+    parent: Option<ForkParent>,
 }
 
 impl Counted<'_> {
-    fn keep(&mut self) -> Option<Parent> {
+    fn keep(&mut self) -> Option<ForkParent> {
         self.parent.take()
     }
 }

@@ -8,11 +8,11 @@ use crate::sync::Mutex;
 
 /// Whether the engine is in reach and does what channels need. Without one, all is well always.
 pub(super) struct Health {
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Default)]
-struct State {
+struct HealthState {
     /// Since when the connection is lost, and why.
     lost: Option<(Instant, Arc<str>)>,
     /// Since when the engine refuses what channels need although it is connected, and why.

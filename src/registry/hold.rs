@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use super::{
     Lifetime, Registry,
-    entry::{Entry, Kept, State},
-    follow::Stage,
+    entry::{ChannelState, Entry, StoredLog},
+    follow::ReplicaStage,
     lifetime::ends_in,
     millis,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error,
-    engine::{Found, Log, Notice, Place, Remote, Start, Touch},
-    faults::Rule,
+    engine::{Log, Notice, ReadFrom, Remote, RemoteRead, Start, Touch},
+    fault_injection::Invariant,
 };
 
 /// How much of a log is held, at most. Who wants more has it from the engine.
@@ -28,7 +28,7 @@ const PENDING: usize = 256;
 
 /// What a notice comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Taken {
+enum NoticeEffect {
     Changed,
     Known,
     /// It does not follow what is held.
@@ -37,43 +37,43 @@ enum Taken {
 
 impl Registry {
     /// Applies a notice to the cached entries of a channel. Returns the tasks to wake.
-    pub(super) fn hear(&self, name: &str, notice: Notice) -> Woken {
-        let Some(entry) = self.map.find(name) else { return Woken::nobody() };
+    pub(super) fn apply_notice(&self, name: &str, notice: Notice) -> WakeList {
+        let Some(entry) = self.map.find(name) else { return WakeList::nobody() };
         let mut state = entry.lock();
-        let Some(follow) = &mut state.follow else { return Woken::nobody() };
+        let Some(follow) = &mut state.replica else { return WakeList::nobody() };
         match follow.stage {
-            Stage::Lost => return Woken::nobody(),
-            Stage::Reading => {
+            ReplicaStage::Lost => return WakeList::nobody(),
+            ReplicaStage::Reading => {
                 // One too many, and the oldest makes room: the newest then shows that something is missing.
                 if follow.pending.len() == PENDING {
                     follow.pending.pop_front();
                 }
                 follow.pending.push_back(notice);
-                return Woken::nobody();
+                return WakeList::nobody();
             }
-            Stage::Live => {}
+            ReplicaStage::Live => {}
         }
-        match self.take_in(&mut state, notice) {
-            Taken::Known => Woken::nobody(),
-            Taken::Doubtful => self.doubt(&entry, &mut state),
-            Taken::Changed => state.waiters.take(),
+        match self.apply(&mut state, notice) {
+            NoticeEffect::Known => WakeList::nobody(),
+            NoticeEffect::Doubtful => self.mark_stale(&entry, &mut state),
+            NoticeEffect::Changed => state.waiters.take(),
         }
     }
 
-    fn take_in(&self, state: &mut State, notice: Notice) -> Taken {
+    fn apply(&self, state: &mut ChannelState, notice: Notice) -> NoticeEffect {
         let now = self.now();
-        let Some(kept) = state.log.as_mut() else { return Taken::Doubtful };
+        let Some(kept) = state.log.as_mut() else { return NoticeEffect::Doubtful };
         let tail = kept.log.tail();
         match notice {
             Notice::Appended { at, .. } if at.position() <= tail.position() => match kept.log.has(at) {
                 // So old that it is not held: heard late.
-                None | Some(true) => Taken::Known,
-                Some(false) => Taken::Doubtful,
+                None | Some(true) => NoticeEffect::Known,
+                Some(false) => NoticeEffect::Doubtful,
             },
             Notice::Appended { at, before, messages, data: Some(data), closed } => {
                 let next = at.position() == tail.position() + 1 && before == tail.fingerprint();
-                if (!next && self.faults.keep(Rule::Continuity)) || kept.log.is_closed() {
-                    return Taken::Doubtful;
+                if (!next && self.faults.holds(Invariant::Continuity)) || kept.log.is_closed() {
+                    return NoticeEffect::Doubtful;
                 }
                 let cost = kept.log.cost();
                 kept.log.follow(at, messages, data, now);
@@ -81,22 +81,22 @@ impl Registry {
                     kept.log.close(now);
                 }
                 self.shorten(kept, cost);
-                Taken::Changed
+                NoticeEffect::Changed
             }
             Notice::Closed { tail: at } if at == tail => {
                 let known = kept.log.is_closed();
                 kept.log.close(now);
-                if known { Taken::Known } else { Taken::Changed }
+                if known { NoticeEffect::Known } else { NoticeEffect::Changed }
             }
             // A deletion too: something else stands for the tail from then on.
-            Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted | Notice::Made => Taken::Doubtful,
-            Notice::Probe(_) | Notice::Broadcast(_) => Taken::Known,
+            Notice::Appended { .. } | Notice::Closed { .. } | Notice::Deleted | Notice::Made => NoticeEffect::Doubtful,
+            Notice::Probe(_) | Notice::Broadcast(_) => NoticeEffect::Known,
         }
     }
 
     /// Completes what is held of a channel from its log, and makes it live.
-    pub(super) async fn read_up(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
-        match &mut entry.lock().follow {
+    pub(super) async fn refresh(&self, remote: &dyn Remote, entry: &Arc<Entry>) {
+        match &mut entry.lock().replica {
             Some(follow) if !follow.busy => follow.busy = true,
             _ => return,
         }
@@ -104,23 +104,23 @@ impl Registry {
         loop {
             let (tail, touch) = {
                 let mut state = entry.lock();
-                if state.follow.is_none() {
+                if state.replica.is_none() {
                     return;
                 }
                 (state.known_tail(), self.touch(&mut state))
             };
-            let place = tail.filter(|_| !behind).map_or(Place::Window, |tail| Place::From(Start::After(tail)));
+            let place = tail.filter(|_| !behind).map_or(ReadFrom::Window, |tail| ReadFrom::From(Start::After(tail)));
             let mut read = remote.read(entry.name(), place, BYTES, touch).await;
             if matches!(read, Err(Error::Gone(_))) {
                 // It is not the log that is held, or has gone on by more than is kept.
-                read = match remote.read(entry.name(), Place::Window, BYTES, touch).await {
+                read = match remote.read(entry.name(), ReadFrom::Window, BYTES, touch).await {
                     // It was deleted, and its name is taken still.
-                    Err(Error::Gone(gone)) => Ok(Found::Nothing(gone.tail())),
+                    Err(Error::Gone(gone)) => Ok(RemoteRead::Nothing(gone.tail())),
                     read => read,
                 };
             }
             // So far behind that the rest is not read to be let go of at once: who needs it asks the engine.
-            let ends = read.as_ref().is_ok_and(Found::is_up_to_date);
+            let ends = read.as_ref().is_ok_and(RemoteRead::is_up_to_date);
             let strange = behind && !ends;
             behind = !ends;
             match read {
@@ -132,20 +132,20 @@ impl Registry {
                     }
                 }
                 _ => {
-                    let joining = entry.lock().follow.as_mut().map(|follow| follow.lose());
-                    return joining.unwrap_or_else(Woken::nobody).contain().spread().await;
+                    let joining = entry.lock().replica.as_mut().map(|follow| follow.lose());
+                    return joining.unwrap_or_else(WakeList::nobody).contain().spread().await;
                 }
             }
         }
     }
 
     /// Adds what was read to the cached entries. Returns whether these are complete, and the tasks to wake.
-    fn put(&self, entry: &Arc<Entry>, found: Found) -> (bool, Woken) {
+    fn put(&self, entry: &Arc<Entry>, found: RemoteRead) -> (bool, WakeList) {
         let now = self.now();
         let mut state = entry.lock();
         let complete = found.is_up_to_date();
         let changed = self.replace(entry, &mut state, found, now);
-        let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
+        let Some(follow) = &mut state.replica else { return (true, WakeList::nobody()) };
         follow.note_check(now);
         // Before the waiters are taken. A lifetime that was not known when they parked is known now.
         let tender = self.queue_renewal(entry, &mut state);
@@ -155,24 +155,24 @@ impl Registry {
 
     /// Applies the notices that were received while the log was read, and makes the channel live if its cached entries
     /// are complete. Returns whether it is live, and the tasks to wake.
-    pub(super) fn go_live(&self, state: &mut State, mut changed: bool, mut complete: bool) -> (bool, Woken) {
-        let Some(follow) = &mut state.follow else { return (true, Woken::nobody()) };
+    pub(super) fn go_live(&self, state: &mut ChannelState, mut changed: bool, mut complete: bool) -> (bool, WakeList) {
+        let Some(follow) = &mut state.replica else { return (true, WakeList::nobody()) };
         if complete {
             let pending = std::mem::take(&mut follow.pending);
-            for notice in pending.into_iter().filter(|_| self.faults.keep(Rule::Drain)) {
-                match self.take_in(state, notice) {
-                    Taken::Known => {}
-                    Taken::Changed => changed = true,
-                    Taken::Doubtful => complete = false,
+            for notice in pending.into_iter().filter(|_| self.faults.holds(Invariant::Drain)) {
+                match self.apply(state, notice) {
+                    NoticeEffect::Known => {}
+                    NoticeEffect::Changed => changed = true,
+                    NoticeEffect::Doubtful => complete = false,
                 }
             }
         }
-        let mut woken = if changed { state.waiters.take() } else { Woken::nobody() };
-        if let Some(follow) = state.follow.as_mut().filter(|_| complete) {
-            follow.stage = Stage::Live;
+        let mut woken = if changed { state.waiters.take() } else { WakeList::nobody() };
+        if let Some(follow) = state.replica.as_mut().filter(|_| complete) {
+            follow.stage = ReplicaStage::Live;
             follow.busy = false;
             follow.known = true;
-            let (unsure, joining) = (std::mem::take(&mut follow.unsure), follow.joining.take());
+            let (unsure, joining) = (std::mem::take(&mut follow.stale), follow.joining.take());
             if unsure {
                 woken = woken.and(state.waiters.take());
             }
@@ -182,21 +182,21 @@ impl Registry {
     }
 
     /// Whether that changed anything.
-    fn replace(&self, entry: &Arc<Entry>, state: &mut State, found: Found, now: u64) -> bool {
+    fn replace(&self, entry: &Arc<Entry>, state: &mut ChannelState, found: RemoteRead, now: u64) -> bool {
         let page = match found {
-            Found::Page(page) => page,
-            Found::Nothing(absent_tail) => {
+            RemoteRead::Page(page) => page,
+            RemoteRead::Nothing(absent_tail) => {
                 let moved = state.remote_absent_tail() != absent_tail;
-                if let Some(follow) = &mut state.follow {
+                if let Some(follow) = &mut state.replica {
                     follow.absent_tail = absent_tail;
                     follow.idle = None;
                 }
-                return self.forget(entry, state) || moved;
+                return self.drop_log(entry, state) || moved;
             }
         };
         let until = page.left.map(|left| ends_in(left, now));
         let found = state.log.is_none().then_some(now);
-        if let Some(follow) = &mut state.follow {
+        if let Some(follow) = &mut state.replica {
             follow.found = found.or(follow.found);
             follow.absent_tail = page.absent_tail;
             follow.idle = match page.lifetime {
@@ -207,17 +207,17 @@ impl Registry {
         if let Some(kept) = state.log.as_mut().filter(|kept| kept.log.tail() == page.after) {
             let changed = !page.entries.is_empty() || (page.closed && !kept.log.is_closed());
             let cost = kept.log.cost();
-            kept.set_lifetime(kept.special().lifetime, until);
+            kept.set_lifetime(kept.rare().lifetime, until);
             kept.log.extend(page, now);
             self.shorten(kept, cost);
             return changed;
         }
-        self.forget(entry, state);
+        self.drop_log(entry, state);
         // An idle channel's end is the engine's to decide: others may read it elsewhere.
         let lifetime = if until.is_some() { page.lifetime } else { Lifetime::Unbounded };
         let log = Log::replica(page, now, self.usage.responses());
         self.usage.count_channel();
-        let mut kept = Kept::new(log, false, now);
+        let mut kept = StoredLog::new(log, false, now);
         kept.set_lifetime(lifetime, until);
         kept.explicit = true;
         self.shorten(&mut kept, 0);
@@ -227,7 +227,7 @@ impl Registry {
 
     /// Keeps what is held of a log within bounds, and counts it. The newest append is kept for who waits for it, until that is too
     /// much as well.
-    fn shorten(&self, kept: &mut Kept, before: usize) {
+    fn shorten(&self, kept: &mut StoredLog, before: usize) {
         let (held, most) = (self.usage.history(), self.limits.history);
         let appends = match held {
             // Nor more than is kept elsewhere.
@@ -242,9 +242,9 @@ impl Registry {
     /// Returns whether a request that is sent now keeps the channel alive: if it has a waiter, or a live read has begun and
     /// waits for the channel to become live. Not if this process has renewed the lifetime within its last eighth. Counts
     /// it as renewed if so.
-    pub(super) fn touch(&self, state: &mut State) -> Touch {
+    pub(super) fn touch(&self, state: &mut ChannelState) -> Touch {
         let (now, waited_on) = (self.now(), state.waiters.len() > 0);
-        match &mut state.follow {
+        match &mut state.replica {
             Some(follow) if (waited_on || follow.joins() > 0) && follow.is_renewal_due(now) => {
                 follow.renewed = Some(now);
                 Touch::Yes

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Lifetime, Registry,
-    entry::{Entry, Kept, State},
+    entry::{ChannelState, Entry, StoredLog},
     millis,
 };
 
@@ -13,10 +13,10 @@ impl Registry {
     ///
     /// No waiter need be woken here: a wait on a channel that expires at a fixed time has set its timer to that time, or
     /// to half a minute if that is earlier, and an idle channel has no waiters.
-    pub(super) fn living<'a>(&self, entry: &Entry, state: &'a mut State, now: u64) -> Option<&'a mut Kept> {
+    pub(super) fn living<'a>(&self, entry: &Entry, state: &'a mut ChannelState, now: u64) -> Option<&'a mut StoredLog> {
         let waited_on = state.waiters.len() > 0;
-        if state.log.as_ref().is_some_and(|kept| !kept.is_buried() && self.is_over(kept, waited_on, now)) {
-            self.bury(entry, state);
+        if state.log.as_ref().is_some_and(|kept| !kept.is_tombstoned() && self.is_over(kept, waited_on, now)) {
+            self.tombstone(entry, state);
         }
         state.log.as_mut()
     }
@@ -30,18 +30,18 @@ impl Registry {
     }
 
     /// Whether the lifetime of a channel is over.
-    pub(super) fn is_over(&self, kept: &Kept, waited_on: bool, now: u64) -> bool {
-        match kept.special().lifetime {
+    pub(super) fn is_over(&self, kept: &StoredLog, waited_on: bool, now: u64) -> bool {
+        match kept.rare().lifetime {
             Lifetime::Unbounded => false,
             Lifetime::Idle(window) => !waited_on && kept.touched.saturating_add(millis(window)) <= now,
-            Lifetime::Until(_) => kept.special().until.is_some_and(|until| until <= self.wall(now)),
+            Lifetime::Until(_) => kept.rare().until.is_some_and(|until| until <= self.wall(now)),
         }
     }
 
     /// When a wait on the channel has to be polled again because its lifetime may be over: at a fixed end, and before that
     /// each half a minute, because a timer does not follow the wall clock.
-    pub(super) fn look_again_at(&self, kept: &Kept, now: u64) -> Option<u64> {
-        let until = kept.special().until?;
+    pub(super) fn look_again_at(&self, kept: &StoredLog, now: u64) -> Option<u64> {
+        let until = kept.rare().until?;
         if self.remote().is_some() {
             return Some(until);
         }
@@ -58,10 +58,10 @@ pub(super) fn ends_in(left: Duration, now: u64) -> u64 {
     now.saturating_add(millis(left)).saturating_add(1)
 }
 
-impl Kept {
+impl StoredLog {
     /// When the lifetime ends if it is idle and nobody touches the channel meanwhile.
     pub(super) fn idles_at(&self) -> Option<u64> {
-        match self.special().lifetime {
+        match self.rare().lifetime {
             Lifetime::Idle(window) => Some(self.touched.saturating_add(millis(window))),
             Lifetime::Unbounded | Lifetime::Until(_) => None,
         }
@@ -77,7 +77,7 @@ mod tests {
     use crate::{
         Limit,
         engine::{Creation, Retention, Start},
-        registry::{Begun, Ended, Limits, NEVER, slice::Slice},
+        registry::{Limits, NEVER, ReadOrWait, WaitEnd, slice::Slice},
     };
 
     const MINUTE: u64 = 60_000;
@@ -153,12 +153,12 @@ mod tests {
         let registry = registry();
         create(&registry, "/x", HOUR);
         let begun = registry.read_or_wait_local("/x", Start::Tail, usize::MAX.into()).expect("it exists");
-        let Begun::Wait(wait) = begun else { panic!("there is nothing to read") };
+        let ReadOrWait::Wait(wait) = begun else { panic!("there is nothing to read") };
         let mut wait = pin!(wait);
         let mut ended = pin!(poll_fn(|cx| wait.as_mut().poll(cx, NEVER, usize::MAX.into())));
         assert!(timeout(Duration::from_secs(45), ended.as_mut()).await.is_err());
         registry.clock.shift(2 * HOUR as i64);
         let ended = timeout(Duration::from_secs(31), ended).await;
-        assert!(matches!(ended, Ok(Ended::Deleted)), "{ended:?}");
+        assert!(matches!(ended, Ok(WaitEnd::Deleted)), "{ended:?}");
     }
 }

@@ -20,7 +20,7 @@ pub(super) struct Map {
     shards: Box<[RwLock<Shard>]>,
 }
 
-type Shard = HashSet<Named, RandomState>;
+type Shard = HashSet<ByName, RandomState>;
 
 impl Map {
     pub(super) fn new() -> Self {
@@ -44,7 +44,7 @@ impl Map {
             return named.0.clone();
         }
         let entry = Arc::new(Entry::new(name, since(self.hash(name))));
-        shard.insert(Named(entry.clone()));
+        shard.insert(ByName(entry.clone()));
         entry
     }
 
@@ -118,24 +118,24 @@ pub(crate) struct Walk {
 }
 
 /// An entry that is looked up by its name.
-struct Named(Arc<Entry>);
+struct ByName(Arc<Entry>);
 
-impl Borrow<str> for Named {
+impl Borrow<str> for ByName {
     fn borrow(&self) -> &str {
         self.0.name()
     }
 }
 
-impl Hash for Named {
+impl Hash for ByName {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.name().hash(state);
     }
 }
 
-impl PartialEq for Named {
+impl PartialEq for ByName {
     fn eq(&self, other: &Self) -> bool {
         self.0.name() == other.0.name()
     }
 }
 
-impl Eq for Named {}
+impl Eq for ByName {}

@@ -49,8 +49,6 @@ mod content;
 mod create;
 mod delete;
 mod dispatch;
-#[cfg(all(test, feature = "redis", not(comet_loom)))]
-mod double;
 mod entry;
 mod expiry;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere nothing is followed"))]
@@ -62,11 +60,7 @@ mod health;
 mod hold;
 mod lifetime;
 mod limits;
-#[cfg(all(test, comet_loom))]
-mod loom;
 mod map;
-#[cfg(all(test, not(comet_loom)))]
-mod model;
 mod outgoing;
 mod read;
 #[cfg(feature = "redis")]
@@ -80,6 +74,8 @@ mod slice;
 mod subscriptions;
 #[cfg(feature = "redis")]
 mod tend;
+#[cfg(test)]
+mod tests;
 mod timer;
 mod transfers;
 mod wait;
@@ -91,18 +87,18 @@ use tokio::time::Instant;
 use crate::{
     Error,
     engine::{MediaType, Retention},
-    faults::Faults,
+    fault_injection::Faults,
     name::is_path_or_word,
 };
-use absent::Endings;
+use absent::AbsentTails;
 use acknowledged::Acknowledged;
 use authority::Authority;
 use clock::Clock;
 use closing::Closing;
 use delete::Orphans;
-use entry::{Entry, State};
-use expiry::Expiries;
-use follow::Asked;
+use entry::{ChannelState, Entry};
+use expiry::ExpiryQueue;
+use follow::Interest;
 use health::Health;
 use map::Map;
 use renew::Renewals;
@@ -120,14 +116,14 @@ pub use health::Unhealthy;
 pub(crate) use limits::{Limits, Usage};
 pub(crate) use map::Walk;
 pub(crate) use outgoing::Outgoing;
-pub(crate) use read::{Begun, Peek};
+pub(crate) use read::{Peek, ReadOrWait};
 pub(crate) use slice::poll_sliced;
 #[cfg(feature = "redis")]
-pub(crate) use tend::{connect, tend};
+pub(crate) use tend::{connect, maintain_remote};
 pub(crate) use timer::NEVER;
-pub(crate) use transfers::{Cut, Held};
-pub(crate) use wait::{Ended, Wait};
-pub(crate) use waiters::Woken;
+pub(crate) use transfers::{Cut, HeldAppends};
+pub(crate) use wait::{Wait, WaitEnd};
+pub(crate) use waiters::WakeList;
 
 /// All channels of one [`Comet`](crate::Comet).
 pub(crate) struct Registry {
@@ -135,17 +131,17 @@ pub(crate) struct Registry {
     retention: Retention,
     usage: Usage,
     map: Map,
-    endings: Endings,
-    expiries: Expiries,
+    absent_tails: AbsentTails,
+    expiry_queue: ExpiryQueue,
     /// The channels whose lifetime has a fixed end, by that end.
-    ends: Expiries,
+    ends: ExpiryQueue,
     /// The channels that broadcasts created for waiters on a name without one, in the order in which they are evicted.
-    transients: Expiries,
+    transients: ExpiryQueue,
     orphans: Orphans,
     transfers: Transfers,
     closing: Closing,
     authority: Authority,
-    asked: Asked,
+    interest: Interest,
     renewals: Renewals,
     acknowledged: Acknowledged,
     health: Health,
@@ -163,15 +159,15 @@ impl Registry {
             retention,
             usage: Usage::new(),
             map: Map::new(),
-            endings: Endings::new(),
-            expiries: Expiries::new(),
-            ends: Expiries::new(),
-            transients: Expiries::new(),
+            absent_tails: AbsentTails::new(),
+            expiry_queue: ExpiryQueue::new(),
+            ends: ExpiryQueue::new(),
+            transients: ExpiryQueue::new(),
             orphans: Orphans::new(),
             transfers: Transfers::new(),
             closing: Closing::new(),
             authority: Authority::local(),
-            asked: Asked::nothing(),
+            interest: Interest::nothing(),
             renewals: Renewals::new(),
             acknowledged: Acknowledged::new(),
             health: Health::well(),
@@ -230,7 +226,7 @@ impl Registry {
     }
 
     /// Does something to a channel, which stays in the map if that left a reason to keep it.
-    fn edit<T>(&self, name: &str, edit: impl FnOnce(&Arc<Entry>, &mut State) -> T) -> T {
+    fn edit<T>(&self, name: &str, edit: impl FnOnce(&Arc<Entry>, &mut ChannelState) -> T) -> T {
         loop {
             let entry = self.enter(name);
             let mut state = entry.lock();
@@ -249,7 +245,7 @@ impl Registry {
     }
 
     /// Looks at a channel that is there, which leaves the map if its lifetime turns out to be over and nobody waits.
-    fn visit<T>(&self, entry: &Arc<Entry>, look: impl FnOnce(&mut State) -> T) -> T {
+    fn visit<T>(&self, entry: &Arc<Entry>, look: impl FnOnce(&mut ChannelState) -> T) -> T {
         let mut state = entry.lock();
         // What is vacant already is about to be used by whoever has entered it.
         let held = state.log.is_some();

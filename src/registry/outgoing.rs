@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::{
     Registry,
-    transfers::{Cut, Held},
+    transfers::{Cut, HeldAppends},
 };
 use crate::engine::Share;
 
@@ -70,11 +70,11 @@ impl Outgoing {
         &mut self,
         registry: &Registry,
         left: usize,
-        held: Option<&Held>,
+        held: Option<&HeldAppends>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<usize, Cut>> {
         loop {
-            if held.is_some_and(Held::is_gone) {
+            if held.is_some_and(HeldAppends::is_gone) {
                 return Poll::Ready(Err(Cut));
             }
             if let Some(pause) = &mut self.pause {
@@ -87,7 +87,7 @@ impl Outgoing {
                 return Poll::Ready(Ok(frame));
             }
             if self.pauses == PAUSES {
-                if held.is_none_or(Held::release) {
+                if held.is_none_or(HeldAppends::release) {
                     registry.usage.count_cut();
                 }
                 return Poll::Ready(Err(Cut));
@@ -97,7 +97,7 @@ impl Outgoing {
         }
     }
 
-    fn has_room(&self, registry: &Registry, bytes: usize, held: Option<&Held>) -> bool {
+    fn has_room(&self, registry: &Registry, bytes: usize, held: Option<&HeldAppends>) -> bool {
         let outstanding = self.bytes.load(Relaxed);
         if bytes <= TINY && outstanding <= SMALL_FRAME {
             return true;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Lifetime, Registry, Wait,
-    entry::{Entry, State},
+    entry::{ChannelState, Entry},
 };
 use crate::engine::{Extent, Gone, MediaType, Offset, Reading, Reason, Start};
 
@@ -15,8 +15,8 @@ impl Registry {
         let now = self.now();
         self.step(now);
         match self.map.find(name) {
-            Some(entry) => self.visit(&entry, |state| self.look(&entry, state, start, extent, now)),
-            None => self.look_at_nothing(name, start),
+            Some(entry) => self.visit(&entry, |state| self.read_entry(&entry, state, start, extent, now)),
+            None => self.read_absent(name, start),
         }
     }
 
@@ -26,19 +26,19 @@ impl Registry {
         name: &str,
         start: Start,
         extent: Extent,
-    ) -> Result<Begun, Gone> {
+    ) -> Result<ReadOrWait, Gone> {
         let now = self.now();
         self.step(now);
         let found = self.map.find(name);
         let reading = match &found {
-            Some(entry) => self.visit(entry, |state| self.look(entry, state, start, extent, now))?,
-            None => self.look_at_nothing(name, start)?,
+            Some(entry) => self.visit(entry, |state| self.read_entry(entry, state, start, extent, now))?,
+            None => self.read_absent(name, start)?,
         };
         if !reading.is_empty() || reading.closed {
-            return Ok(Begun::Read(reading));
+            return Ok(ReadOrWait::Read(reading));
         }
         let entry = found.unwrap_or_else(|| self.enter(name));
-        Ok(Begun::Wait(Wait::on(entry, self.clone(), reading.next, reading.content_type.is_some())))
+        Ok(ReadOrWait::Wait(Wait::on(entry, self.clone(), reading.next, reading.content_type.is_some())))
     }
 
     /// What a channel is, without touching it: looking does not keep it alive. `None` if nobody has made it.
@@ -47,7 +47,7 @@ impl Registry {
         self.visit(&entry, |state| {
             let now = self.now();
             let Some(kept) = self.living(&entry, state, now) else { return Ok(None) };
-            if kept.is_buried() {
+            if kept.is_tombstoned() {
                 return Err(kept.log.gone(Reason::Deleted));
             }
             self.expire(kept, now);
@@ -56,7 +56,7 @@ impl Registry {
                 tail: kept.log.tail(),
                 closed: kept.log.is_closed(),
                 history: kept.log.len(),
-                lifetime: kept.special().lifetime,
+                lifetime: kept.rare().lifetime,
             }))
         })
     }
@@ -76,38 +76,38 @@ impl Registry {
         if self.remote().is_some() {
             return self.map.find(name).map_or(Offset::ZERO, |entry| entry.lock().remote_absent_tail());
         }
-        self.endings.tail(self.map.hash(name))
+        self.absent_tails.tail(self.map.hash(name))
     }
 
     /// The entry of this name in the map, created if there is none.
     pub(super) fn enter(&self, name: &str) -> Arc<Entry> {
-        self.map.enter(name, |hash| self.endings.since(hash))
+        self.map.enter(name, |hash| self.absent_tails.since(hash))
     }
 
     /// Resolves the absent tail of this name to the start of the log. Returns any other start unchanged.
-    pub(super) fn resolve(&self, entry: &Entry, state: &State, start: Start) -> Start {
+    pub(super) fn resolve(&self, entry: &Entry, state: &ChannelState, start: Start) -> Start {
         match start {
             Start::After(offset) if offset.position() == 0 && self.is_absent_tail(entry, state, offset) => {
-                Start::Origin
+                Start::AbsentTail
             }
             start => start,
         }
     }
 
-    fn is_absent_tail(&self, entry: &Entry, state: &State, offset: Offset) -> bool {
+    fn is_absent_tail(&self, entry: &Entry, state: &ChannelState, offset: Offset) -> bool {
         match self.remote() {
             Some(_) => offset == state.remote_absent_tail(),
-            None => self.endings.is_tail(offset, self.map.hash(entry.name()), state.since),
+            None => self.absent_tails.is_tail(offset, self.map.hash(entry.name()), state.since),
         }
     }
 
     /// Reads a name without an entry.
-    fn look_at_nothing(&self, name: &str, start: Start) -> Result<Reading, Gone> {
+    fn read_absent(&self, name: &str, start: Start) -> Result<Reading, Gone> {
         let absent_tail = self.absent_tail(name);
         let known = match start {
             Start::After(offset) if self.remote().is_none() => {
                 let hash = self.map.hash(name);
-                self.endings.is_tail(offset, hash, self.endings.since(hash))
+                self.absent_tails.is_tail(offset, hash, self.absent_tails.since(hash))
             }
             Start::After(offset) => offset == absent_tail,
             _ => true,
@@ -116,10 +116,10 @@ impl Registry {
     }
 
     /// [`read_local`](Self::read_local), for who holds the channel's lock.
-    pub(super) fn look(
+    pub(super) fn read_entry(
         &self,
         entry: &Arc<Entry>,
-        state: &mut State,
+        state: &mut ChannelState,
         start: Start,
         extent: Extent,
         now: u64,
@@ -129,11 +129,11 @@ impl Registry {
         let Some(kept) = state.log.as_mut() else {
             let absent_tail = match self.remote() {
                 Some(_) => state.remote_absent_tail(),
-                None => self.endings.tail(self.map.hash(entry.name())),
+                None => self.absent_tails.tail(self.map.hash(entry.name())),
             };
             return absent(absent_tail, !matches!(start, Start::After(_)));
         };
-        if kept.is_buried() {
+        if kept.is_tombstoned() {
             return Err(kept.log.gone(Reason::Deleted));
         }
         kept.touched = now;
@@ -150,12 +150,12 @@ fn absent(absent_tail: Offset, known: bool) -> Result<Reading, Gone> {
 }
 
 /// What comes of a read that may wait.
-pub(crate) enum Begun {
+pub(crate) enum ReadOrWait {
     Read(Reading),
     Wait(Wait),
 }
 
-impl Begun {
+impl ReadOrWait {
     /// Whether somebody has made the channel.
     pub(crate) fn found(&self) -> bool {
         match self {

@@ -56,7 +56,7 @@ pub(super) async fn broadcast(
     // Announced before this node requests the names, so that no channel is missed that is created meanwhile: either the
     // names include it, or the node that receives the announcement has found it within the last `DELAY`.
     remote.announce(&broadcast).await?;
-    let mut making = Making::new(registry.clone(), remote.clone(), broadcast);
+    let mut making = OwnBroadcast::new(registry.clone(), remote.clone(), broadcast);
     making.absent(names).await;
     making.stored(names).await?;
     match making.failed.or(making.refused) {
@@ -68,7 +68,7 @@ pub(super) async fn broadcast(
 type Appending = Pin<Box<dyn Future<Output = Result<Appended, Error>> + Send>>;
 
 /// The progress of a broadcast of this node.
-struct Making {
+struct OwnBroadcast {
     registry: Arc<Registry>,
     remote: Arc<dyn Remote>,
     broadcast: Arc<Announcement>,
@@ -86,7 +86,7 @@ struct Making {
     failed: Option<Error>,
 }
 
-impl Making {
+impl OwnBroadcast {
     fn new(registry: Arc<Registry>, remote: Arc<dyn Remote>, broadcast: Announcement) -> Self {
         Self {
             registry,
@@ -105,13 +105,13 @@ impl Making {
     async fn absent(&mut self, names: &Router<()>) {
         let (registry, mut walk, mut slice) = (self.registry.clone(), Walk::default(), Slice::new());
         while let Some(entry) = registry.map.next(&mut walk) {
-            if matches!(target(&entry, None), Some(Target::Absent)) && names.at(entry.name()).is_ok() {
+            if matches!(target(&entry, None), Some(RelayTarget::Absent)) && names.at(entry.name()).is_ok() {
                 self.created.insert(entry.name().to_owned());
-                self.add(Listed { name: entry.name().to_owned(), stale: None }, Target::Absent).await;
+                self.add(Listed { name: entry.name().to_owned(), stale: None }, RelayTarget::Absent).await;
             }
             pause(&mut slice).await;
         }
-        self.append(Target::Absent).await;
+        self.append(RelayTarget::Absent).await;
     }
 
     /// Appends to channels that the engine stores. Does not recreate those that have ended meanwhile.
@@ -122,17 +122,17 @@ impl Making {
             let Some(page) = walk.next().await? else { break };
             for listed in page {
                 if names.at(&listed.name).is_ok() && !self.created.contains(&listed.name) {
-                    self.add(listed, Target::Exists).await;
+                    self.add(listed, RelayTarget::Exists).await;
                 }
                 pause(&mut slice).await;
             }
         }
-        self.append(Target::Exists).await;
+        self.append(RelayTarget::Exists).await;
         Ok(())
     }
 
     /// Appends to a channel, together with others.
-    async fn add(&mut self, listed: Listed, target: Target) {
+    async fn add(&mut self, listed: Listed, target: RelayTarget) {
         if let Err(error) = self.registry.check_name(&listed.name) {
             self.refused = Some(error);
             return;
@@ -145,7 +145,7 @@ impl Making {
     }
 
     /// Appends to the channels that have been added.
-    async fn append(&mut self, target: Target) {
+    async fn append(&mut self, target: RelayTarget) {
         let (names, stale) = (mem::take(&mut self.next), mem::take(&mut self.stale));
         if names.is_empty() || self.failed.is_some() {
             return;
@@ -189,16 +189,16 @@ async fn append(
     registry: Arc<Registry>,
     broadcast: Arc<Announcement>,
     name: String,
-    target: Target,
+    target: RelayTarget,
 ) -> Result<Appended, Error> {
     registry.append(&name, part(&registry, &broadcast, target)).await
 }
 
 /// The append of a broadcast to one channel.
-fn part<'a>(registry: &'a Registry, broadcast: &Announcement, target: Target) -> Append<'a> {
+fn part<'a>(registry: &'a Registry, broadcast: &Announcement, target: RelayTarget) -> Append<'a> {
     Append {
         batch: Some(broadcast.batch.clone()),
-        create: matches!(target, Target::Absent).then_some(registry.json()),
+        create: matches!(target, RelayTarget::Absent).then_some(registry.json()),
         broadcast: Some(broadcast.id),
         ..Append::default()
     }
@@ -206,7 +206,7 @@ fn part<'a>(registry: &'a Registry, broadcast: &Announcement, target: Target) ->
 
 /// A name that this node appends a broadcast to.
 #[derive(Clone, Copy, Debug)]
-enum Target {
+enum RelayTarget {
     /// It has waiters and no channel, which the append creates.
     Absent,
     Exists,
@@ -218,13 +218,13 @@ enum Target {
 /// If this node found the channel less than `DELAY` before `received`, or later, the channel may not have existed when
 /// the other node requested the names. It may have no waiters now: they were woken, and their clients are about to
 /// return.
-fn target(entry: &Entry, received: Option<u64>) -> Option<Target> {
+fn target(entry: &Entry, received: Option<u64>) -> Option<RelayTarget> {
     let state = entry.lock();
     if state.log.is_none() {
-        return (state.waiters.len() > 0).then_some(Target::Absent);
+        return (state.waiters.len() > 0).then_some(RelayTarget::Absent);
     }
-    let found = state.follow.as_ref()?.found?;
-    (found.saturating_add(DELAY) >= received?).then_some(Target::Exists)
+    let found = state.replica.as_ref()?.found?;
+    (found.saturating_add(DELAY) >= received?).then_some(RelayTarget::Exists)
 }
 
 /// Relays the broadcasts of other nodes, one after the other. The maintenance task polls this along with its other

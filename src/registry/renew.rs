@@ -14,10 +14,10 @@ use std::{
 
 use super::{
     Registry,
-    entry::{Entry, State},
+    entry::{ChannelState, Entry},
     follow::CHECK,
     slice::Slice,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::sync::Mutex;
 
@@ -36,7 +36,7 @@ pub(super) struct Renewals {
 
 struct Renewal {
     entry: Arc<Entry>,
-    /// The number of the [`Follow`](super::follow::Follow) that queued it.
+    /// The number of the [`Replica`](super::follow::Replica) that queued it.
     number: u64,
 }
 
@@ -80,24 +80,24 @@ impl Registry {
     pub(super) fn claim_renewal(&self, entry: &Entry) -> bool {
         let now = self.now();
         let mut state = entry.lock();
-        let follow = state.follow.as_mut().filter(|follow| follow.idle.is_some() && follow.is_renewal_due(now));
+        let follow = state.replica.as_mut().filter(|follow| follow.idle.is_some() && follow.is_renewal_due(now));
         follow.map(|follow| follow.renewed = Some(now)).is_some()
     }
 
     /// Queues a channel to be renewed, if it has a waiter and a short idle lifetime and is not queued yet. Returns the
     /// maintenance task, to be woken once the lock is released.
-    pub(super) fn queue_renewal(&self, entry: &Arc<Entry>, state: &mut State) -> Woken {
+    pub(super) fn queue_renewal(&self, entry: &Arc<Entry>, state: &mut ChannelState) -> WakeList {
         let waited_on = state.waiters.len() > 0;
-        let Some(follow) = state.follow.as_mut().filter(|follow| waited_on && !follow.renewing) else {
-            return Woken::nobody();
+        let Some(follow) = state.replica.as_mut().filter(|follow| waited_on && !follow.renewing) else {
+            return WakeList::nobody();
         };
-        let Some(window) = short(follow.idle) else { return Woken::nobody() };
+        let Some(window) = short(follow.idle) else { return WakeList::nobody() };
         follow.renewing = true;
         let renewal = Renewal { entry: entry.clone(), number: follow.number };
         if self.renewals.push(due(follow.renewed, window), renewal) {
-            return Woken::one(self.asked.queue.lock().tender.take());
+            return WakeList::one(self.interest.queue.lock().tender.take());
         }
-        Woken::nobody()
+        WakeList::nobody()
     }
 
     /// Moves channels that are due to `to_renew`, as many as the slice allows. Returns the time at which the next one is due, if
@@ -111,7 +111,7 @@ impl Registry {
             };
             let mut state = renewal.entry.lock();
             let waited_on = state.waiters.len() > 0;
-            let follow = state.follow.as_mut().filter(|follow| follow.number == renewal.number);
+            let follow = state.replica.as_mut().filter(|follow| follow.number == renewal.number);
             let next = follow.and_then(|follow| {
                 let window = short(follow.idle).filter(|_| waited_on);
                 follow.renewing = window.is_some();

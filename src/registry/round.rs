@@ -6,7 +6,7 @@ use super::{
     Registry,
     backlog::Backlog,
     entry::Entry,
-    follow::{CHECK, Stage},
+    follow::{CHECK, ReplicaStage},
     map::Walk,
     slice::Slice,
     subscriptions::Subscriptions,
@@ -59,32 +59,32 @@ impl Registry {
         let _tender;
         let mut state = entry.lock();
         let waited_on = state.waiters.len() > 0;
-        if waited_on && state.follow.is_none() {
+        if waited_on && state.replica.is_none() {
             // Following the channel failed when the wait began.
             _tender = self.follow(entry, &mut state);
         }
-        let Some(follow) = &mut state.follow else { return false };
+        let Some(follow) = &mut state.replica else { return false };
         if waited_on {
             follow.wanted = now;
         }
-        if follow.wanted + linger <= now && follow.stage != Stage::Reading {
+        if follow.wanted + linger <= now && follow.stage != ReplicaStage::Reading {
             let joining = self.unfollow(entry, &mut state);
             drop(state);
             joining.contain().wake();
             return true;
         }
         match follow.stage {
-            Stage::Reading => {}
+            ReplicaStage::Reading => {}
             // The engine is reachable, but the last read of this channel failed.
-            Stage::Lost => {
+            ReplicaStage::Lost => {
                 follow.begin();
                 backlog.to_read.push_back(entry.clone());
             }
-            Stage::Live if compares && follow.checked + CHECK <= now => {
+            ReplicaStage::Live if compares && follow.checked + CHECK <= now => {
                 follow.checked = now;
                 backlog.to_compare.push_back(entry.clone());
             }
-            Stage::Live => {}
+            ReplicaStage::Live => {}
         }
         false
     }

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 
 use super::{Registry, entry::Entry, slice::Slice};
 use crate::{
-    engine::{Answer, Feed},
-    faults::Rule,
+    engine::{Feed, RemoteFuture},
+    fault_injection::Invariant,
 };
 
 /// The number of channels in one request, which one poll sends without checking its slice.
@@ -112,7 +112,7 @@ impl Subscriptions {
         let entries = batch(&mut self.to_join, UNCONFIRMED - self.unconfirmed, slice);
         let names: Vec<_> = entries.iter().map(|entry| entry.name()).collect();
         let (request, count) = (confirmed(feed.subscribe(&names)), names.len());
-        let too_early = (!registry.faults.keep(Rule::Order)).then(|| registry.clone());
+        let too_early = (!registry.faults.holds(Invariant::Order)).then(|| registry.clone());
         let request = async move {
             if let Some(registry) = too_early {
                 registry.read_too_early(&entries).await;
@@ -151,21 +151,21 @@ fn batch<T>(queue: &mut VecDeque<T>, room: usize, slice: &mut Slice) -> Vec<T> {
 }
 
 /// Resolves to whether a request was confirmed in time.
-async fn confirmed(request: Answer<'static, ()>) -> bool {
+async fn confirmed(request: RemoteFuture<'static, ()>) -> bool {
     matches!(timeout(CONFIRM, request).await, Ok(Ok(())))
 }
 
 impl Registry {
     /// Whether this process follows a channel.
     fn is_followed(&self, name: &str) -> bool {
-        self.map.find(name).is_some_and(|entry| entry.lock().follow.is_some())
+        self.map.find(name).is_some_and(|entry| entry.lock().replica.is_some())
     }
 
     /// Without the rule that a channel is subscribed to first: reads channels before.
     async fn read_too_early(&self, entries: &[Arc<Entry>]) {
         let Some(remote) = self.remote() else { return };
         for entry in entries {
-            self.read_up(&**remote, entry).await;
+            self.refresh(&**remote, entry).await;
         }
     }
 }

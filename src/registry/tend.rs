@@ -25,18 +25,18 @@ use super::{
     audit::Audit,
     backlog::Backlog,
     entry::Entry,
-    follow::Stage,
+    follow::ReplicaStage,
     map::Walk,
     relay::Relay,
     round::Round,
     slice::{Slice, sliced},
     subscriptions::Subscriptions,
-    waiters::Woken,
+    waiters::WakeList,
 };
 use crate::{
     Error,
     engine::{Feed, Notice, Remote},
-    faults::Rule,
+    fault_injection::Invariant,
 };
 
 /// The interval of the probes and of the rounds.
@@ -66,7 +66,11 @@ pub(crate) async fn connect(remote: &dyn Remote) -> Result<Box<dyn Feed>, Error>
 }
 
 /// Runs the maintenance task until the registry is dropped. `first` is a connection that exists already.
-pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut first: Option<Box<dyn Feed>>) {
+pub(crate) async fn maintain_remote(
+    registry: Weak<Registry>,
+    remote: Arc<dyn Remote>,
+    mut first: Option<Box<dyn Feed>>,
+) {
     let mut retry = RETRY.0;
     loop {
         let connected = match first.take() {
@@ -78,8 +82,8 @@ pub(crate) async fn tend(registry: Weak<Registry>, remote: Arc<dyn Remote>, mut 
             Ok(feed) => {
                 retry = RETRY.0;
                 let began = Instant::now();
-                let tending = Tending::new(&registry, remote.clone(), feed);
-                if matches!(tending.run(registry).await, End::Gone) {
+                let tending = MaintenanceTask::new(&registry, remote.clone(), feed);
+                if matches!(tending.run(registry).await, ConnectionEnd::Gone) {
                     return;
                 }
                 if began.elapsed() > RETRY.1 {
@@ -101,14 +105,14 @@ fn why(error: &Error) -> String {
 }
 
 /// How a connection ended.
-enum End {
+enum ConnectionEnd {
     Lost(&'static str),
     /// The registry was dropped.
     Gone,
 }
 
 /// The work of the maintenance task on one connection.
-struct Tending {
+struct MaintenanceTask {
     registry: Weak<Registry>,
     remote: Arc<dyn Remote>,
     feed: Box<dyn Feed>,
@@ -126,14 +130,14 @@ struct Tending {
     heard: (u64, Instant),
     /// Waiters of received notices that have not been woken yet. Receiving does not wait for them. A waiter is on the
     /// list of one channel at most, so this does not grow beyond the number of waiters.
-    woken: VecDeque<Woken>,
+    woken: VecDeque<WakeList>,
     /// The current round. Each tick starts one, unless the last one is unfinished.
     round: Option<Round>,
     /// Elapses when the next channel is due to be renewed.
     renewal: Option<Pin<Box<Sleep>>>,
 }
 
-impl Tending {
+impl MaintenanceTask {
     fn new(registry: &Arc<Registry>, remote: Arc<dyn Remote>, feed: Box<dyn Feed>) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -158,25 +162,25 @@ impl Tending {
 
     /// Subscribes again to all channels that were followed before the connection was lost, and continues until this
     /// connection is lost.
-    async fn run(mut self, registry: Arc<Registry>) -> End {
-        drop(registry.asked.take());
-        self.subscriptions.join(registry.begin_again().await);
+    async fn run(mut self, registry: Arc<Registry>) -> ConnectionEnd {
+        drop(registry.interest.take());
+        self.subscriptions.join(registry.resubscribe().await);
         registry.health.find();
         drop(registry);
         // Each poll limits its own work. Tokio's cooperative budget would be used up by the feed.
         let end = unconstrained(poll_fn(|cx| self.poll(cx))).await;
         sliced(|slice| self.wake_some(slice)).await;
-        if let (End::Lost(why), Some(registry)) = (&end, self.registry.upgrade()) {
+        if let (ConnectionEnd::Lost(why), Some(registry)) = (&end, self.registry.upgrade()) {
             registry.lose(why).await;
         }
         end
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let Some(registry) = self.registry.upgrade() else { return Poll::Ready(End::Gone) };
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionEnd> {
+        let Some(registry) = self.registry.upgrade() else { return Poll::Ready(ConnectionEnd::Gone) };
         match self.advance(&registry, cx) {
             Ok(()) => Poll::Pending,
-            Err(why) => Poll::Ready(End::Lost(why)),
+            Err(why) => Poll::Ready(ConnectionEnd::Lost(why)),
         }
     }
 
@@ -225,7 +229,7 @@ impl Tending {
                 Some((_, Notice::Probe(number))) => self.heard = (self.heard.0.max(number), Instant::now()),
                 Some((_, Notice::Broadcast(broadcast))) => self.relay.push(broadcast, registry.now()),
                 Some((name, notice)) => {
-                    let woken = registry.hear(&name, notice).contain();
+                    let woken = registry.apply_notice(&name, notice).contain();
                     if woken.len() > 0 {
                         self.woken.push_back(woken);
                     }
@@ -257,7 +261,7 @@ impl Tending {
     /// Sends a probe and starts a round, unless the probes do not come back.
     fn note_tick(&mut self, registry: &Registry) -> Result<(), &'static str> {
         let silent = self.heard.0 < self.sent && self.heard.1.elapsed() > PROBE;
-        if silent && registry.faults.keep(Rule::Probe) {
+        if silent && registry.faults.holds(Invariant::Probe) {
             return Err("what is published is not heard");
         }
         self.sent += 1;
@@ -270,7 +274,8 @@ impl Tending {
             self.trial = Some(Box::pin(async move { remote.trial().await }));
         }
         if self.round.is_none() {
-            self.round = Some(Round::new(self.backlog.to_compare.is_empty() && registry.faults.keep(Rule::Compare)));
+            self.round =
+                Some(Round::new(self.backlog.to_compare.is_empty() && registry.faults.holds(Invariant::Compare)));
         }
         Ok(())
     }
@@ -313,20 +318,20 @@ impl Registry {
         let tender = cx.waker().clone();
         // Declared before the lock is taken, so dropped after it is released.
         let _replaced;
-        let mut queue = self.asked.queue.lock();
+        let mut queue = self.interest.queue.lock();
         _replaced = queue.tender.replace(tender);
         (mem::take(&mut queue.to_follow), mem::take(&mut queue.to_read))
     }
 
     /// Returns all followed channels, to be subscribed to and read again, those with the most waiters first.
-    async fn begin_again(&self) -> Vec<Arc<Entry>> {
+    async fn resubscribe(&self) -> Vec<Arc<Entry>> {
         // Ordered by the logarithm of the number of waiters, which is exact enough and needs no sort of all channels.
         let (mut by_waiters, mut walk) = (BTreeMap::<_, Vec<_>>::new(), Walk::default());
         sliced(|slice| {
             while let Some(entry) = self.map.next(&mut walk) {
                 let mut state = entry.lock();
                 let waiters = state.waiters.len();
-                let followed = state.follow.as_mut().map(|follow| follow.begin()).is_some();
+                let followed = state.replica.as_mut().map(|follow| follow.begin()).is_some();
                 drop(state);
                 if followed {
                     by_waiters.entry(Reverse(waiters.checked_ilog2())).or_default().push(entry);
@@ -346,15 +351,15 @@ impl Registry {
         self.health.lose(why);
         // Emptied before the walk, so that no channel is dropped that is followed after it. Until the next connection,
         // following is refused.
-        drop(self.asked.take());
-        let (mut walk, mut joining) = (Walk::default(), Woken::nobody());
+        drop(self.interest.take());
+        let (mut walk, mut joining) = (Walk::default(), WakeList::nobody());
         sliced(|slice| {
             loop {
                 if !joining.wake_some(slice) {
                     return false;
                 }
                 let Some(entry) = self.map.next(&mut walk) else { return true };
-                joining = entry.lock().follow.as_mut().map_or_else(Woken::nobody, |follow| follow.lose()).contain();
+                joining = entry.lock().replica.as_mut().map_or_else(WakeList::nobody, |follow| follow.lose()).contain();
                 if slice.step() {
                     return false;
                 }
@@ -365,8 +370,8 @@ impl Registry {
 
     /// Takes the cached entries of a channel for complete.
     pub(super) fn assume(entry: &Entry) {
-        if let Some(follow) = &mut entry.lock().follow {
-            follow.stage = Stage::Live;
+        if let Some(follow) = &mut entry.lock().replica {
+            follow.stage = ReplicaStage::Live;
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use super::Registry;
 use crate::{
-    engine::Parts,
+    engine::Chunks,
     sync::{Mutex, assert_unlocked},
 };
 
@@ -30,7 +30,7 @@ const WORTH: usize = 4 * 1024;
 impl Registry {
     /// Cuts responses until `bytes` more fit the limit, and returns whether they do. Examines a limited number of
     /// responses, and never cuts `own`.
-    pub(super) fn make_room_to_read(&self, bytes: usize, own: Option<&Held>) -> bool {
+    pub(super) fn make_room_to_read(&self, bytes: usize, own: Option<&HeldAppends>) -> bool {
         if self.has_room_to_read(bytes) {
             return true;
         }
@@ -64,13 +64,13 @@ impl Registry {
 }
 
 /// What a response is still to send, where the registry can take it.
-pub(crate) struct Held {
+pub(crate) struct HeldAppends {
     registry: Arc<Registry>,
-    slot: Arc<Slot>,
+    slot: Arc<TransferSlot>,
 }
 
-impl Held {
-    pub(crate) fn new(registry: &Arc<Registry>, parts: Parts) -> Self {
+impl HeldAppends {
+    pub(crate) fn new(registry: &Arc<Registry>, parts: Chunks) -> Self {
         Self { registry: Arc::clone(registry), slot: registry.transfers.add(parts) }
     }
 
@@ -101,7 +101,7 @@ impl Held {
     /// Returns the first append. The caller drops it before the next poll, as it is not counted beyond that.
     pub(crate) fn peek(&self) -> Result<Bytes, Cut> {
         self.registry.transfers.touch(&self.slot);
-        self.slot.parts.lock().as_ref().and_then(Parts::first).ok_or(Cut)
+        self.slot.parts.lock().as_ref().and_then(Chunks::first).ok_or(Cut)
     }
 
     /// Releases what is held. Returns whether there was anything.
@@ -112,14 +112,14 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldAppends {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-struct Slot {
-    parts: Mutex<Option<Parts>>,
+struct TransferSlot {
+    parts: Mutex<Option<Chunks>>,
     /// Its key in the list. Changes under the list's lock.
     number: AtomicU64,
 }
@@ -133,7 +133,7 @@ pub(super) struct Transfers {
 #[derive(Default)]
 struct List {
     /// In the order of their last frames.
-    slots: BTreeMap<u64, Arc<Slot>>,
+    slots: BTreeMap<u64, Arc<TransferSlot>>,
     next_number: u64,
     /// The rest of this round: the first number that is not examined yet, and the end.
     at: u64,
@@ -141,17 +141,17 @@ struct List {
 }
 
 impl List {
-    fn push(&mut self, slot: Arc<Slot>) {
+    fn push(&mut self, slot: Arc<TransferSlot>) {
         slot.number.store(self.next_number, Relaxed);
         self.slots.insert(self.next_number, slot);
         self.next_number += 1;
     }
 
-    fn remove(&mut self, slot: &Slot) -> Option<Arc<Slot>> {
+    fn remove(&mut self, slot: &TransferSlot) -> Option<Arc<TransferSlot>> {
         self.slots.remove(&slot.number.load(Relaxed))
     }
 
-    fn next_of_round(&mut self) -> Option<Arc<Slot>> {
+    fn next_of_round(&mut self) -> Option<Arc<TransferSlot>> {
         let (number, slot) = self.slots.range(self.at..self.end).next()?;
         self.at = number + 1;
         Some(Arc::clone(slot))
@@ -167,14 +167,14 @@ impl Transfers {
         self.list.lock().slots.len()
     }
 
-    fn add(&self, parts: Parts) -> Arc<Slot> {
-        let slot = Arc::new(Slot { parts: Mutex::new(Some(parts)), number: AtomicU64::new(0) });
+    fn add(&self, parts: Chunks) -> Arc<TransferSlot> {
+        let slot = Arc::new(TransferSlot { parts: Mutex::new(Some(parts)), number: AtomicU64::new(0) });
         self.list.lock().push(Arc::clone(&slot));
         slot
     }
 
     /// Moves a response to the end, unless it was cut.
-    fn touch(&self, slot: &Slot) {
+    fn touch(&self, slot: &TransferSlot) {
         let mut list = self.list.lock();
         if let Some(slot) = list.remove(slot) {
             list.push(slot);
@@ -182,7 +182,7 @@ impl Transfers {
     }
 
     /// Returns the next response to examine.
-    fn next(&self) -> Option<Arc<Slot>> {
+    fn next(&self) -> Option<Arc<TransferSlot>> {
         let mut list = self.list.lock();
         list.next_of_round().or_else(|| {
             (list.at, list.end) = (0, list.next_number);
@@ -190,7 +190,7 @@ impl Transfers {
         })
     }
 
-    fn remove(&self, slot: &Slot) {
+    fn remove(&self, slot: &TransferSlot) {
         let removed = self.list.lock().remove(slot);
         drop(removed);
     }

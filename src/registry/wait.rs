@@ -11,15 +11,15 @@ use std::{
 use super::{
     Registry,
     dispatch::read_remote,
-    entry::{Entry, State},
-    follow::Stage,
+    entry::{ChannelState, Entry},
+    follow::ReplicaStage,
     timer::{NEVER, Timer},
-    waiters::{Key, Standing, Woken, discard},
+    waiters::{Key, WaiterStatus, WakeList, discard},
 };
 use crate::{
     Error, Limit,
-    engine::{Answer, Extent, Found, Gone, Offset, Reading, Reason, Start},
-    faults::Rule,
+    engine::{Extent, Gone, Offset, Reading, Reason, RemoteFuture, RemoteRead, Start},
+    fault_injection::Invariant,
     sync::{Mutex, assert_unlocked},
 };
 
@@ -44,11 +44,11 @@ struct Waiter {
     key: Option<Key>,
     /// Whether the channel existed when the wait began.
     existed: bool,
-    admission: Admission,
+    admission: WaitAdmission,
     /// Off the list, of a channel that is not to vanish with this wait.
     left: bool,
     /// A pending read from the remote engine. Started if the offset could not be resolved against the cached entries.
-    question: Option<Box<Question>>,
+    question: Option<Box<RemoteQuery>>,
 }
 
 /// Which counts include a wait: the count of all waits ([`Usage`](super::Usage)), and that of its channel (the entry's
@@ -57,7 +57,7 @@ struct Waiter {
 /// The channel's count changes under the channel's lock. A counted wait keeps its entry in the map, so it always leaves
 /// the count of the entry that counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
+enum WaitAdmission {
     /// Neither count.
     None,
     /// Both counts, until the wait is answered: a poll or a subscription.
@@ -70,11 +70,11 @@ enum Admission {
 }
 
 /// Never locked: it makes a wait `Sync` without making the engine's futures so.
-struct Question(Mutex<Answer<'static, Found>>);
+struct RemoteQuery(Mutex<RemoteFuture<'static, RemoteRead>>);
 
 /// What a poll does once the channel's lock is released.
-enum Next {
-    End(Ended),
+enum NextStep {
+    End(WaitEnd),
     Sleep {
         /// On the registry's clock.
         until: u64,
@@ -91,7 +91,7 @@ enum Next {
 
 /// How a wait ended.
 #[derive(Debug)]
-pub(crate) enum Ended {
+pub(crate) enum WaitEnd {
     /// There are messages, or the end of the stream, or both.
     Read(Reading),
     /// The time is over and nothing came; the place is where the wait began.
@@ -115,7 +115,7 @@ impl Wait {
 
     /// Creates a wait on an entry that the caller has looked up. The entry may have left the map meanwhile.
     pub(super) fn on(entry: Arc<Entry>, registry: Arc<Registry>, after: Offset, existed: bool) -> Self {
-        let (key, admission, left, question) = (None, Admission::None, false, None);
+        let (key, admission, left, question) = (None, WaitAdmission::None, false, None);
         let waiter = Waiter { registry, entry, after, key, existed, admission, left, question };
         Self { waiter, timer: Timer::new() }
     }
@@ -143,11 +143,11 @@ impl Wait {
     pub(crate) fn resume_at(&self) -> Offset {
         let Waiter { registry, entry, after, .. } = &self.waiter;
         let state = entry.lock();
-        let parked = self.waiter.key.is_some_and(|key| state.waiters.standing(key) == Standing::Parked);
+        let parked = self.waiter.key.is_some_and(|key| state.waiters.standing(key) == WaiterStatus::Parked);
         let absent = after.position() == 0 && state.log.is_none() && self.waiter.question.is_none();
         match (registry.remote(), parked && absent) {
-            (None, true) => registry.endings.tail(registry.map.hash(entry.name())),
-            (Some(_), true) if state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live) => {
+            (None, true) => registry.absent_tails.tail(registry.map.hash(entry.name())),
+            (Some(_), true) if state.replica.as_ref().is_some_and(|follow| follow.stage == ReplicaStage::Live) => {
                 state.remote_absent_tail()
             }
             _ => *after,
@@ -158,7 +158,7 @@ impl Wait {
     /// no longer be refused when it is polled.
     pub(crate) fn admit(&mut self) -> Result<(), Error> {
         let Waiter { registry, entry, admission, .. } = &mut self.waiter;
-        *admission = registry.admitted(entry, |state| registry.admit(state, Admission::Lasting))?;
+        *admission = registry.admitted(entry, |state| registry.admit(state, WaitAdmission::Lasting))?;
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Wait {
         *admission = registry.admitted(entry, |state| {
             registry.usage.count_wait();
             state.waiters.count_admitted();
-            Admission::Once
+            WaitAdmission::Once
         });
     }
 
@@ -187,7 +187,7 @@ impl Wait {
     /// # Panics
     ///
     /// Outside of a tokio runtime with its timer, if it parks with a deadline.
-    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, extent: Extent) -> Poll<Ended> {
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, until: u64, extent: Extent) -> Poll<WaitEnd> {
         self.poll_by(false, cx, until, extent)
     }
 
@@ -199,7 +199,7 @@ impl Wait {
         cx: &mut Context<'_>,
         until: u64,
         extent: Extent,
-    ) -> Poll<Ended> {
+    ) -> Poll<WaitEnd> {
         assert_unlocked();
         let this = self.project();
         let waiter = this.waiter;
@@ -212,23 +212,25 @@ impl Wait {
         let mut waker = waiter.key.is_none().then(|| cx.waker().clone());
         loop {
             match waiter.check(cx.waker(), &mut waker, (until, now), extent) {
-                Next::End(ended) => return Poll::Ready(ended),
-                Next::Sleep { until: NEVER, .. } => this.timer.clear(),
-                Next::Sleep { until, again } => this.timer.set(waiter.registry.moment(until), again || same_task, cx),
-                Next::CloneWaker => {
+                NextStep::End(ended) => return Poll::Ready(ended),
+                NextStep::Sleep { until: NEVER, .. } => this.timer.clear(),
+                NextStep::Sleep { until, again } => {
+                    this.timer.set(waiter.registry.moment(until), again || same_task, cx)
+                }
+                NextStep::CloneWaker => {
                     waker = Some(cx.waker().clone());
                     continue;
                 }
                 // With a remote engine, a vacated entry means only that this process has stopped following the channel.
-                Next::Reenter if waiter.existed && waiter.registry.remote().is_none() => {
-                    return Poll::Ready(Ended::Deleted);
+                NextStep::Reenter if waiter.existed && waiter.registry.remote().is_none() => {
+                    return Poll::Ready(WaitEnd::Deleted);
                 }
-                Next::Reenter => {
+                NextStep::Reenter => {
                     waiter.reenter();
                     waker.get_or_insert_with(|| cx.waker().clone());
                     continue;
                 }
-                Next::Ask => {
+                NextStep::Ask => {
                     waiter.ask(extent);
                     if let Some(ended) = waiter.poll_question(extent, cx) {
                         return Poll::Ready(ended);
@@ -244,42 +246,42 @@ impl Wait {
 impl Waiter {
     /// Does everything that needs the channel's lock: reads, and parks if there is nothing to read. `waker` is a clone
     /// of the task's waker, if the caller has made one.
-    fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), extent: Extent) -> Next {
+    fn check(&mut self, task: &Waker, waker: &mut Option<Waker>, (until, now): (u64, u64), extent: Extent) -> NextStep {
         // Declared before the lock is taken, so dropped after it is released.
         let (_replaced, _tender, _renewer);
         let mut state = self.entry.lock();
         if state.vacated {
-            return Next::Reenter;
+            return NextStep::Reenter;
         }
         if self.registry.remote().is_some() {
             // If the engine is unreachable, the channel is not followed, and the wait times out at its own offset.
             _tender = self.registry.follow(&self.entry, &mut state);
         }
-        let reading = match self.registry.look(&self.entry, &mut state, Start::After(self.after), extent, now) {
+        let reading = match self.registry.read_entry(&self.entry, &mut state, Start::After(self.after), extent, now) {
             Ok(reading) if reading.is_empty() && !reading.closed => reading,
             Ok(reading) => {
                 // The log keeps the entry in the map, and whatever removes the log vacates the entry. If the list has
                 // been taken too, this wait need not take the lock again to leave.
-                self.left = self.admission != Admission::Lasting
-                    && self.key.is_none_or(|key| state.waiters.standing(key) == Standing::Woken);
+                self.left = self.admission != WaitAdmission::Lasting
+                    && self.key.is_none_or(|key| state.waiters.standing(key) == WaiterStatus::Woken);
                 if self.left {
                     self.admission.leave_channel(&mut state);
                 }
-                return Next::End(Ended::Read(reading));
+                return NextStep::End(WaitEnd::Read(reading));
             }
-            Err(gone) if self.registry.remote().is_none() || !self.registry.faults.keep(Rule::Ahead) => {
-                return Next::End(self.ended_by(gone));
+            Err(gone) if self.registry.remote().is_none() || !self.registry.faults.holds(Invariant::Ahead) => {
+                return NextStep::End(self.ended_by(gone));
             }
             Err(_) => {
                 // The offset cannot be resolved against the cached entries. If these are complete, read from the
                 // engine.
-                let live = state.follow.as_ref().is_some_and(|follow| follow.stage == Stage::Live);
+                let live = state.replica.as_ref().is_some_and(|follow| follow.stage == ReplicaStage::Live);
                 if live && self.question.is_none() {
-                    return Next::Ask;
+                    return NextStep::Ask;
                 }
                 // Otherwise the cached entries are being read again; wake all waiters after that.
-                if let Some(follow) = state.follow.as_mut().filter(|_| !live) {
-                    follow.unsure = true;
+                if let Some(follow) = state.replica.as_mut().filter(|_| !live) {
+                    follow.stale = true;
                 }
                 Reading::unknown(self.after)
             }
@@ -291,30 +293,30 @@ impl Waiter {
         }
         let standing = self.key.map(|key| state.waiters.standing(key));
         let released = match standing {
-            Some(Standing::Released) => true,
+            Some(WaiterStatus::Released) => true,
             // Woken without a message, for example by a creation. The wait may have been released before that, in a
             // slot that no longer exists, so it must not park again while the registry is closing.
-            Some(Standing::Woken) => self.registry.is_closing(),
-            Some(Standing::Parked) | None => self.admission != Admission::None && self.registry.is_closed(),
+            Some(WaiterStatus::Woken) => self.registry.is_closing(),
+            Some(WaiterStatus::Parked) | None => self.admission != WaitAdmission::None && self.registry.is_closed(),
         };
         if released {
-            return Next::End(Ended::Released(reading));
+            return NextStep::End(WaitEnd::Released(reading));
         }
         if until <= now {
-            return Next::End(Ended::TimedOut(reading));
+            return NextStep::End(WaitEnd::TimedOut(reading));
         }
-        if self.admission == Admission::None {
-            match self.registry.admit(&mut state, Admission::Once) {
+        if self.admission == WaitAdmission::None {
+            match self.registry.admit(&mut state, WaitAdmission::Once) {
                 Ok(admission) => self.admission = admission,
-                Err(error) => return Next::End(Ended::Refused(error)),
+                Err(error) => return NextStep::End(WaitEnd::Refused(error)),
             }
         }
         let until = until.min(reading.until.unwrap_or(NEVER));
-        let parked = self.key.filter(|_| standing == Some(Standing::Parked));
+        let parked = self.key.filter(|_| standing == Some(WaiterStatus::Parked));
         if parked.is_some_and(|key| state.waiters.wakes(key, task)) {
-            return Next::Sleep { until, again: true };
+            return NextStep::Sleep { until, again: true };
         }
-        let Some(waker) = waker.take() else { return Next::CloneWaker };
+        let Some(waker) = waker.take() else { return NextStep::CloneWaker };
         match parked {
             Some(key) => _replaced = state.waiters.refresh(key, waker),
             None => {
@@ -324,7 +326,7 @@ impl Waiter {
         if self.registry.remote().is_some() {
             _renewer = self.registry.queue_renewal(&self.entry, &mut state);
         }
-        Next::Sleep { until, again: false }
+        NextStep::Sleep { until, again: false }
     }
 
     /// Continues with the entry that is in the map now. A vacated entry has no parked and no counted waits, so this
@@ -339,29 +341,29 @@ impl Waiter {
         let Some(remote) = self.registry.remote().cloned() else { return };
         let (name, start) = (self.entry.name().to_owned(), Start::After(self.after));
         let answer = async move { read_remote(&*remote, &name, start, extent).await };
-        self.question = Some(Box::new(Question(Mutex::new(Box::pin(answer)))));
+        self.question = Some(Box::new(RemoteQuery(Mutex::new(Box::pin(answer)))));
     }
 
     /// Polls the read from the remote engine. Returns how the wait has ended, if it has.
-    fn poll_question(&mut self, extent: Extent, cx: &mut Context<'_>) -> Option<Ended> {
+    fn poll_question(&mut self, extent: Extent, cx: &mut Context<'_>) -> Option<WaitEnd> {
         let question = self.question.as_mut()?;
         let Poll::Ready(answer) = question.0.get_mut().as_mut().poll(cx) else { return None };
         self.question = None;
         match answer {
-            Ok(Found::Page(page)) => {
+            Ok(RemoteRead::Page(page)) => {
                 let reading = self.registry.reading(page, extent);
                 if !reading.is_empty() || reading.closed {
-                    return Some(Ended::Read(reading));
+                    return Some(WaitEnd::Read(reading));
                 }
             }
             Err(Error::Gone(gone)) => return Some(self.ended_by(gone)),
             // The engine accepted the offset as an absent tail, and returned the current one.
-            Ok(Found::Nothing(absent_tail)) => self.after = absent_tail,
+            Ok(RemoteRead::Nothing(absent_tail)) => self.after = absent_tail,
             Err(_) => {}
         }
         // The log ends at the offset of this wait, and the cached entries do not: read them again.
         let mut state = self.entry.lock();
-        let tender = self.registry.doubt(&self.entry, &mut state);
+        let tender = self.registry.mark_stale(&self.entry, &mut state);
         drop(state);
         tender.wake();
         None
@@ -379,7 +381,7 @@ impl Waiter {
         }
         let vacant = !state.vacated && state.is_vacant();
         // Not while `close_over` ends waits a few at a time: a woken wait would end too.
-        let woken = if self.registry.is_closing() { Woken::nobody() } else { state.waiters.regroup() };
+        let woken = if self.registry.is_closing() { WakeList::nobody() } else { state.waiters.regroup() };
         drop(state);
         // This runs in a drop, which must get as far as to count the wait out.
         discard(waker);
@@ -391,18 +393,18 @@ impl Waiter {
 
     /// A log that was there when the wait began and is not any more was deleted. One that is kept elsewhere may have been lost,
     /// or rolled back.
-    fn ended_by(&self, gone: Gone) -> Ended {
+    fn ended_by(&self, gone: Gone) -> WaitEnd {
         match gone.reason() {
-            Reason::Unknown | Reason::Deleted if self.existed => Ended::Deleted,
-            Reason::OtherLog if self.existed && self.registry.remote().is_none() => Ended::Deleted,
-            _ => Ended::Gone(gone),
+            Reason::Unknown | Reason::Deleted if self.existed => WaitEnd::Deleted,
+            Reason::OtherLog if self.existed && self.registry.remote().is_none() => WaitEnd::Deleted,
+            _ => WaitEnd::Gone(gone),
         }
     }
 }
 
 impl Registry {
     /// Counts one more wait, or refuses it.
-    fn admit(&self, state: &mut State, admission: Admission) -> Result<Admission, Error> {
+    fn admit(&self, state: &mut ChannelState, admission: WaitAdmission) -> Result<WaitAdmission, Error> {
         if self.is_closing() {
             return Err(Error::ShutDown);
         }
@@ -416,7 +418,7 @@ impl Registry {
 
     /// Runs `admit` under the lock of an entry that is in the map. If `entry` has left the map, replaces it by the
     /// current one.
-    fn admitted<T>(&self, entry: &mut Arc<Entry>, admit: impl FnOnce(&mut State) -> T) -> T {
+    fn admitted<T>(&self, entry: &mut Arc<Entry>, admit: impl FnOnce(&mut ChannelState) -> T) -> T {
         loop {
             let mut state = entry.lock();
             if !state.vacated {
@@ -429,9 +431,9 @@ impl Registry {
     }
 }
 
-impl Admission {
+impl WaitAdmission {
     /// Leaves the channel's count, if that includes the wait.
-    fn leave_channel(&mut self, state: &mut State) {
+    fn leave_channel(&mut self, state: &mut ChannelState) {
         if let Self::Once | Self::Lasting = self {
             state.waiters.leave_admitted();
             *self = Self::Answered;
@@ -444,7 +446,7 @@ impl Drop for Waiter {
         if !self.left {
             self.leave();
         }
-        if self.admission != Admission::None && self.registry.usage.leave_wait() {
+        if self.admission != WaitAdmission::None && self.registry.usage.leave_wait() {
             self.registry.nobody_waits();
         }
     }

@@ -23,7 +23,7 @@ use crate::sync::assert_unlocked;
 /// another wait on the same channel.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    slots: Vec<Slot>,
+    slots: Vec<WaiterSlot>,
     /// The first vacant slot; each names the next.
     vacant: Option<u32>,
     occupied: u32,
@@ -33,7 +33,7 @@ pub(super) struct Waiters {
 }
 
 #[derive(Debug)]
-enum Slot {
+enum WaiterSlot {
     Parked(Waker),
     /// Told to leave. The slot stays its owner's until the owner comes for it, so that no newcomer can
     /// be taken for it.
@@ -61,7 +61,7 @@ impl Key {
 
 /// What became of a waiter since it was last polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum WaiterStatus {
     Parked,
     Woken,
     Released,
@@ -77,39 +77,41 @@ impl Waiters {
         self.occupied += 1;
         let slot = match self.vacant {
             Some(slot) => {
-                let taken = std::mem::replace(&mut self.slots[slot as usize], Slot::Parked(waker));
-                let Slot::Vacant(next) = taken else { unreachable!("the list of vacant slots holds vacant slots") };
+                let taken = std::mem::replace(&mut self.slots[slot as usize], WaiterSlot::Parked(waker));
+                let WaiterSlot::Vacant(next) = taken else {
+                    unreachable!("the list of vacant slots holds vacant slots")
+                };
                 self.vacant = next;
                 slot
             }
             None => {
-                self.slots.push(Slot::Parked(waker));
+                self.slots.push(WaiterSlot::Parked(waker));
                 u32::try_from(self.slots.len() - 1).expect("fewer waiters than u32::MAX")
             }
         };
         Key::new(self.round, slot)
     }
 
-    pub(super) fn standing(&self, key: Key) -> Standing {
+    pub(super) fn standing(&self, key: Key) -> WaiterStatus {
         if key.round != self.round {
-            return Standing::Woken;
+            return WaiterStatus::Woken;
         }
         match self.slots[key.index()] {
-            Slot::Parked(_) => Standing::Parked,
-            _ => Standing::Released,
+            WaiterSlot::Parked(_) => WaiterStatus::Parked,
+            _ => WaiterStatus::Released,
         }
     }
 
     /// Returns whether a waiter is on the list and its stored waker wakes the same task as `waker`.
     pub(super) fn wakes(&self, key: Key, waker: &Waker) -> bool {
         key.round == self.round
-            && matches!(self.slots.get(key.index()), Some(Slot::Parked(held)) if held.will_wake(waker))
+            && matches!(self.slots.get(key.index()), Some(WaiterSlot::Parked(held)) if held.will_wake(waker))
     }
 
     /// Replaces the waker of a waiter that is on the list, and returns the old one.
     pub(super) fn refresh(&mut self, key: Key, waker: Waker) -> Option<Waker> {
         match self.slots.get_mut(key.index()) {
-            Some(Slot::Parked(held)) if key.round == self.round => Some(std::mem::replace(held, waker)),
+            Some(WaiterSlot::Parked(held)) if key.round == self.round => Some(std::mem::replace(held, waker)),
             // Returned, because it must not be dropped under the lock.
             _ => Some(waker),
         }
@@ -120,44 +122,44 @@ impl Waiters {
         if key.round != self.round {
             return None;
         }
-        let slot = std::mem::replace(&mut self.slots[key.index()], Slot::Vacant(self.vacant));
+        let slot = std::mem::replace(&mut self.slots[key.index()], WaiterSlot::Vacant(self.vacant));
         self.vacant = Some(key.slot.get() - 1);
         self.occupied -= 1;
         if self.occupied == 0 {
             self.restart();
         }
         match slot {
-            Slot::Parked(waker) => Some(waker),
+            WaiterSlot::Parked(waker) => Some(waker),
             _ => None,
         }
     }
 
     /// Takes everybody off the list.
-    pub(super) fn take(&mut self) -> Woken {
+    pub(super) fn take(&mut self) -> WakeList {
         if self.occupied == 0 {
-            return Woken::nobody();
+            return WakeList::nobody();
         }
         self.round += 1;
         self.occupied = 0;
         self.vacant = None;
-        Woken::new(std::mem::take(&mut self.slots))
+        WakeList::new(std::mem::take(&mut self.slots))
     }
 
     /// Takes all waiters off a list that has many more slots than waiters. They park again, on a list of the right
     /// size; otherwise a single remaining waiter would keep the memory of the longest list. This wakes at most 1,024
     /// waiters, because the destructor of a wait calls it and cannot spread the wake-ups over several polls.
-    pub(super) fn regroup(&mut self) -> Woken {
+    pub(super) fn regroup(&mut self) -> WakeList {
         const LONG: usize = 1_024;
         if self.slots.len() < LONG || self.len() > LONG.min(self.slots.len() / 8) {
-            return Woken::nobody();
+            return WakeList::nobody();
         }
         self.take()
     }
 
     /// Tells up to `most` waiters to leave.
-    pub(super) fn release(&mut self, most: usize) -> Woken {
-        let parked = self.slots.iter_mut().filter(|slot| matches!(slot, Slot::Parked(_)));
-        Woken::new(parked.take(most).map(|slot| std::mem::replace(slot, Slot::Released)).collect())
+    pub(super) fn release(&mut self, most: usize) -> WakeList {
+        let parked = self.slots.iter_mut().filter(|slot| matches!(slot, WaiterSlot::Parked(_)));
+        WakeList::new(parked.take(most).map(|slot| std::mem::replace(slot, WaiterSlot::Released)).collect())
     }
 
     /// Everybody has left: forget the chain of vacant slots, and the memory of a crowd.
@@ -172,9 +174,9 @@ impl Waiters {
 /// The list of waiters of a channel, which takes a pointer until the channel has its first waiter. That saves 40 of the 330 bytes
 /// of a channel without one (`benches/tests/counted.rs`).
 #[derive(Debug, Default)]
-pub(super) struct Crowd(Option<Box<Waiters>>);
+pub(super) struct ChannelWaiters(Option<Box<Waiters>>);
 
-impl Crowd {
+impl ChannelWaiters {
     pub(super) fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |waiters| waiters.len())
     }
@@ -200,8 +202,8 @@ impl Crowd {
         self.0.get_or_insert_default().park(waker)
     }
 
-    pub(super) fn standing(&self, key: Key) -> Standing {
-        self.0.as_ref().map_or(Standing::Woken, |waiters| waiters.standing(key))
+    pub(super) fn standing(&self, key: Key) -> WaiterStatus {
+        self.0.as_ref().map_or(WaiterStatus::Woken, |waiters| waiters.standing(key))
     }
 
     pub(super) fn wakes(&self, key: Key, waker: &Waker) -> bool {
@@ -219,41 +221,41 @@ impl Crowd {
         self.0.as_mut()?.remove(key)
     }
 
-    pub(super) fn take(&mut self) -> Woken {
-        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.take())
+    pub(super) fn take(&mut self) -> WakeList {
+        self.0.as_mut().map_or_else(WakeList::nobody, |waiters| waiters.take())
     }
 
-    pub(super) fn regroup(&mut self) -> Woken {
-        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.regroup())
+    pub(super) fn regroup(&mut self) -> WakeList {
+        self.0.as_mut().map_or_else(WakeList::nobody, |waiters| waiters.regroup())
     }
 
-    pub(super) fn release(&mut self, most: usize) -> Woken {
-        self.0.as_mut().map_or_else(Woken::nobody, |waiters| waiters.release(most))
+    pub(super) fn release(&mut self, most: usize) -> WakeList {
+        self.0.as_mut().map_or_else(WakeList::nobody, |waiters| waiters.release(most))
     }
 }
 
 /// Wakers that were taken off a list, to be woken once no lock is held. Dropping this wakes the remaining ones. All of
 /// them are woken even if one panics.
 #[must_use = "dropping it wakes the waiters, which must not happen under a lock"]
-pub(crate) struct Woken {
-    slots: vec::IntoIter<Slot>,
+pub(crate) struct WakeList {
+    slots: vec::IntoIter<WaiterSlot>,
     /// The first panic of a waker, which is resumed when all have been woken.
     panic: Option<Box<dyn Any + Send>>,
     /// It is dropped instead.
     contained: bool,
 }
 
-impl Woken {
+impl WakeList {
     pub(crate) fn nobody() -> Self {
         Self::new(Vec::new())
     }
 
     /// The waker of one task that is not on a list.
     pub(super) fn one(waker: Option<Waker>) -> Self {
-        Self::new(waker.map(Slot::Parked).into_iter().collect())
+        Self::new(waker.map(WaiterSlot::Parked).into_iter().collect())
     }
 
-    fn new(slots: Vec<Slot>) -> Self {
+    fn new(slots: Vec<WaiterSlot>) -> Self {
         Self { slots: slots.into_iter(), panic: None, contained: false }
     }
 
@@ -302,8 +304,8 @@ impl Woken {
         sliced(|slice| self.wake_some(slice)).await;
     }
 
-    fn wake_one(&mut self, slot: Slot) {
-        let Slot::Parked(waker) = slot else { return };
+    fn wake_one(&mut self, slot: WaiterSlot) {
+        let WaiterSlot::Parked(waker) = slot else { return };
         assert_unlocked();
         // `wake` consumes the waker, and a panic leaves no state of this crate half-changed.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
@@ -318,7 +320,7 @@ impl Woken {
     }
 }
 
-impl Drop for Woken {
+impl Drop for WakeList {
     fn drop(&mut self) {
         while let Some(slot) = self.slots.next() {
             self.wake_one(slot);
@@ -327,7 +329,7 @@ impl Drop for Woken {
     }
 }
 
-impl fmt::Debug for Woken {
+impl fmt::Debug for WakeList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Woken").field("left", &self.len()).finish_non_exhaustive()
     }

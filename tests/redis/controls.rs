@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::runtime;
-use tower_comet::{Create, Error, Rule};
+use tower_comet::{Create, Error, Invariant};
 
 use crate::{
     cuts::{Behind, late},
@@ -14,14 +14,14 @@ use crate::{
     support::{Node, Server, Way},
 };
 
-async fn without(rule: Rule, url: &str) -> Node {
+async fn without(rule: Invariant, url: &str) -> Node {
     Node::start_with(url, |redis| redis.without(rule)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_reads_before_subscribing_loses() {
     let redis = Server::start().await;
-    let nodes = [without(Rule::Order, &redis.url()).await, without(Rule::Order, &redis.url()).await];
+    let nodes = [without(Invariant::Order, &redis.url()).await, without(Invariant::Order, &redis.url()).await];
     let joined = join(nodes, Duration::from_secs(5), Duration::from_secs(2)).await;
     println!("{joined:?}");
     assert!(joined.lost.load(Relaxed) > 0, "{joined:?}");
@@ -30,7 +30,7 @@ async fn who_reads_before_subscribing_loses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_take_in_what_was_heard_meanwhile_loses() {
     let redis = Server::start().await;
-    let nodes = [without(Rule::Drain, &redis.url()).await, without(Rule::Drain, &redis.url()).await];
+    let nodes = [without(Invariant::Drain, &redis.url()).await, without(Invariant::Drain, &redis.url()).await];
     let joined = join(nodes, Duration::from_secs(5), Duration::from_secs(2)).await;
     println!("{joined:?}");
     assert!(joined.lost.load(Relaxed) > 0, "{joined:?}");
@@ -38,7 +38,7 @@ async fn who_does_not_take_in_what_was_heard_meanwhile_loses() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_read_again_after_a_cut_loses() {
-    let story = Behind::start(async |url: &str| without(Rule::ReadAgain, url).await).await;
+    let story = Behind::start(async |url: &str| without(Invariant::ReadAgain, url).await).await;
     story.proxy.set(Way::Cut, Way::Cut);
     story.behind().is_well(false).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -58,13 +58,13 @@ async fn who_does_not_read_again_after_a_cut_loses() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_a_number_for_an_append_loses() {
-    let story = set_back(async |url: &str| without(Rule::Fingerprint, url).await, 100).await;
+    let story = set_back(async |url: &str| without(Invariant::Fingerprint, url).await, 100).await;
     assert!(story.told == 0 && story.verdict.lost > 0, "{} {:?}", story.told, story.verdict);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_miss_its_probe_loses() {
-    let story = Behind::start(async |url: &str| without(Rule::Probe, url).await).await;
+    let story = Behind::start(async |url: &str| without(Invariant::Probe, url).await).await;
     let empty = Server::start().await;
     story.proxy.set(Way::Elsewhere(empty.port()), Way::Open);
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -74,7 +74,7 @@ async fn who_does_not_miss_its_probe_loses() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_a_client_that_is_ahead_for_a_stranger_sends_it_back() {
-    let story = late(async |url: &str| without(Rule::Ahead, url).await).await;
+    let story = late(async |url: &str| without(Invariant::Ahead, url).await).await;
     assert_eq!(story.wait, 410);
 }
 

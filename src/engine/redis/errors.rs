@@ -3,7 +3,7 @@
 use redis::{ErrorKind, ServerErrorKind};
 use std::{error::Error as StdError, fmt, io, sync::Arc};
 
-use super::link::Kind;
+use super::connection::Kind;
 use crate::{Error, Limit};
 
 /// The codes with which Redis refuses a command before it runs it.

@@ -15,10 +15,10 @@ use std::{
 };
 use tokio::{task::unconstrained, time::timeout};
 
-use super::{Keys, Link, errors::cause};
+use super::{Connection, Keys, errors::cause};
 use crate::{
     Error, Offset,
-    engine::{Announcement, Answer, Batch, Feed, Notice},
+    engine::{Announcement, Batch, Feed, Notice, RemoteFuture},
 };
 
 /// How long connecting may take.
@@ -38,7 +38,7 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) async fn connect(link: &Link, keys: &Keys) -> Result<Self, Error> {
+    pub(super) async fn connect(link: &Connection, keys: &Keys) -> Result<Self, Error> {
         let client = link.client().map_err(|error| cause(&error))?;
         let connected = timeout(CONNECT, client.get_async_pubsub()).await.map_err(|_| Error::Unreachable)?;
         let (mut sink, stream) = connected.map_err(|error| cause(&error))?.split();
@@ -50,7 +50,7 @@ impl Subscriber {
     }
 
     /// Calls `request` for the topic of each channel.
-    fn each<F>(&self, names: &[&str], request: impl Fn(PubSubSink, String) -> F) -> Answer<'static, ()>
+    fn each<F>(&self, names: &[&str], request: impl Fn(PubSubSink, String) -> F) -> RemoteFuture<'static, ()>
     where
         F: Future<Output = RedisResult<()>> + Send + 'static,
     {
@@ -63,11 +63,11 @@ impl Subscriber {
 }
 
 impl Feed for Subscriber {
-    fn subscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+    fn subscribe(&self, names: &[&str]) -> RemoteFuture<'static, ()> {
         self.each(names, |mut sink, topic| async move { sink.subscribe(topic).await })
     }
 
-    fn unsubscribe(&self, names: &[&str]) -> Answer<'static, ()> {
+    fn unsubscribe(&self, names: &[&str]) -> RemoteFuture<'static, ()> {
         self.each(names, |mut sink, topic| async move { sink.unsubscribe(topic).await })
     }
 

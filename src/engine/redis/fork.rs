@@ -21,17 +21,17 @@ use tokio::{
 
 use super::{
     Keys,
-    ask::{create_call, created},
-    call::{Call, fingerprint, pack_fork, place},
+    commands::{create_call, created},
+    connection::{Connection, Kind},
     index::Index,
-    link::{Kind, Link},
-    said::{Said, entry, parse_id},
+    reply::{Reply, entry, parse_id},
+    script_call::{ScriptCall, fingerprint, pack_fork, place},
     scripts::{Scripts, millis},
 };
 use crate::{
     Error, Offset,
-    engine::{Batch, Created, Creation, Fork, MediaType, PageEntry, Place, Start},
-    faults::Faults,
+    engine::{Batch, Created, Creation, Fork, MediaType, PageEntry, ReadFrom, Start},
+    fault_injection::Faults,
 };
 
 /// How long a source is pinned, and an invisible stream lives, after the last step.
@@ -49,7 +49,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LOSSES: u32 = 3;
 
 pub(super) struct Forks {
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<Connection>,
     pub(super) scripts: Arc<Scripts>,
     index: Arc<Index>,
     pub(super) keys: Arc<Keys>,
@@ -61,7 +61,7 @@ pub(super) struct Forks {
 
 impl Forks {
     pub(super) fn new(
-        link: Arc<Link>,
+        link: Arc<Connection>,
         scripts: Arc<Scripts>,
         index: Arc<Index>,
         keys: Arc<Keys>,
@@ -108,7 +108,7 @@ impl Forks {
         loop {
             let mut call = create_call(&self.scripts, &self.keys, name, creation, None, fingerprint(), None);
             call.arg(pack_fork(fork)).arg("");
-            let mut said = Said::new(self.link.write(&call).await?, Kind::Write)?;
+            let mut said = Reply::new(self.link.write(&call).await?, Kind::Write)?;
             match &*said.text()? {
                 "unknown" => return Ok(None),
                 "conflict" if said.flag()? && !settled && self.settle(name).await => settled = true,
@@ -118,11 +118,11 @@ impl Forks {
     }
 
     /// Runs a step that may be repeated, until its outcome is known. Until then, it is as if it was not done.
-    pub(super) async fn repeat(&self, call: &Call<'_>) -> Result<Value, Error> {
+    pub(super) async fn repeat(&self, call: &ScriptCall<'_>) -> Result<Value, Error> {
         self.again(call, Kind::Read).await
     }
 
-    async fn again(&self, call: &Call<'_>, kind: Kind) -> Result<Value, Error> {
+    async fn again(&self, call: &ScriptCall<'_>, kind: Kind) -> Result<Value, Error> {
         let (mut attempts, mut pause, mut uncertain) = (0, PAUSE, false);
         loop {
             let error = match self.link.run(call, kind).await {
@@ -141,8 +141,8 @@ impl Forks {
     }
 
     /// A step at a source.
-    pub(super) fn at_source(&self, keys: &[String; 4], step: &str) -> Call<'_> {
-        let mut call = Call::new(&self.scripts.source, keys.len(), keys.iter());
+    pub(super) fn at_source(&self, keys: &[String; 4], step: &str) -> ScriptCall<'_> {
+        let mut call = ScriptCall::new(&self.scripts.source, keys.len(), keys.iter());
         call.arg(step);
         call
     }
@@ -171,7 +171,7 @@ struct Floor {
 }
 
 impl Floor {
-    fn parse(said: &mut Said) -> Result<Self, Error> {
+    fn parse(said: &mut Reply) -> Result<Self, Error> {
         Ok(Self { at: said.offset()?, sum: said.number()?, first: said.number()? })
     }
 }
@@ -242,9 +242,9 @@ impl<'a> Attempt<'a> {
         loop {
             self.step().await;
             let mut call = self.at_source("pin");
-            place(&mut call, Some(Place::From(self.fork.at.unwrap_or(Start::Tail))));
+            place(&mut call, Some(ReadFrom::From(self.fork.at.unwrap_or(Start::Tail))));
             call.arg(self.creation.content_type.as_deref().unwrap_or_default()).arg(u8::from(self.fork.part > 0));
-            let mut said = Said::new(self.forks.repeat(&call).await?, Kind::Read)?;
+            let mut said = Reply::new(self.forks.repeat(&call).await?, Kind::Read)?;
             match &*said.text()? {
                 "pinned" => {}
                 "deleted" if !settled && self.forks.settle(&self.fork.source).await => {
@@ -284,7 +284,7 @@ impl<'a> Attempt<'a> {
             self.step().await;
             let mut call = self.at_source("slice");
             call.arg(&source.tag).arg(last.position()).arg(source.at.position()).arg(MOST).arg(MOST_BYTES);
-            let mut said = Said::new(self.forks.repeat(&call).await?, Kind::Read)?;
+            let mut said = Reply::new(self.forks.repeat(&call).await?, Kind::Read)?;
             let started_over = match &*said.text()? {
                 "slice" => {
                     let slice = said.list()?;
@@ -325,7 +325,7 @@ impl<'a> Attempt<'a> {
 
     /// Adds a slice to the copy. Returns whether it follows what was copied before.
     async fn add(&mut self, before: &str, slice: &[Value]) -> Result<bool, Error> {
-        let mut call = Call::new(&self.forks.scripts.copy, 1, [&self.copy].into_iter());
+        let mut call = ScriptCall::new(&self.forks.scripts.copy, 1, [&self.copy].into_iter());
         call.arg(self.lifetime).arg(before);
         for value in slice {
             if let Value::BulkString(bytes) = value {
@@ -333,7 +333,7 @@ impl<'a> Attempt<'a> {
             }
         }
         self.copied = true;
-        let mut said = Said::new(self.forks.repeat(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.forks.repeat(&call).await?, Kind::Read)?;
         match &*said.text()? {
             "copied" => Ok(true),
             "lost" => Ok(false),
@@ -352,7 +352,7 @@ impl<'a> Attempt<'a> {
         self.step().await;
         let mut call = self.at_source("commit");
         call.arg(&source.tag);
-        let mut said = Said::new(self.forks.repeat(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.forks.repeat(&call).await?, Kind::Read)?;
         let until = match &*said.text()? {
             "committed" => said.number()?,
             word => return Err(refused(word, &mut said)),
@@ -372,7 +372,7 @@ impl<'a> Attempt<'a> {
             None => call.arg("").arg(""),
         };
         call.arg(registered);
-        let mut said = Said::new(self.forks.again(&call, Kind::Write).await?, Kind::Write)?;
+        let mut said = Reply::new(self.forks.again(&call, Kind::Write).await?, Kind::Write)?;
         match &*said.text()? {
             // It took too long, or Redis has lost the copy. The fork was not made.
             "late" | "lost" => Err(Error::Unreachable),
@@ -409,7 +409,7 @@ impl<'a> Attempt<'a> {
         self.forks.link.ask(&unlink).await.map(drop)
     }
 
-    fn at_source(&self, step: &str) -> Call<'a> {
+    fn at_source(&self, step: &str) -> ScriptCall<'a> {
         let mut call = self.forks.at_source(&self.source, step);
         call.arg(&self.member).arg(self.lifetime);
         call
@@ -425,7 +425,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// The error for an answer of a step at the source.
-fn refused(word: &str, said: &mut Said) -> Error {
+fn refused(word: &str, said: &mut Reply) -> Error {
     let refused = match word {
         "unknown" => Ok(Error::Unknown),
         "deleted" => Ok(Error::Conflict),

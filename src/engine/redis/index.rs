@@ -26,16 +26,16 @@ use std::{
 };
 
 use super::{
-    Keys, Link,
-    call::Call,
+    Connection, Keys,
+    connection::Kind,
     errors::shared,
-    link::Kind,
-    said::{Said, strange},
+    reply::{Reply, strange},
+    script_call::ScriptCall,
     scripts::{IndexScripts, millis},
 };
 use crate::{
     Error,
-    engine::{Answer, Listed, Names},
+    engine::{Listed, Names, RemoteFuture},
     sync::Mutex,
 };
 
@@ -64,7 +64,7 @@ const EXAMINED: usize = 128;
 const BUILDING: &str = "\0building";
 
 pub(super) struct Index {
-    link: Arc<Link>,
+    link: Arc<Connection>,
     scripts: IndexScripts,
     keys: Arc<Keys>,
     /// Registrations since this node examined registered names for the last time.
@@ -74,7 +74,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(link: Arc<Link>, scripts: IndexScripts, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(link: Arc<Connection>, scripts: IndexScripts, keys: Arc<Keys>) -> Self {
         // Nodes begin in different shards.
         let next = Mutex::new(Some((fastrand::usize(..SHARDS), 0)));
         Self { link, scripts, keys, registrations: AtomicUsize::new(0), next }
@@ -103,7 +103,7 @@ impl Index {
         }
         let written = join_all(shards.iter().map(|(shard, members)| async move {
             let key = self.keys.shard(*shard);
-            let mut call = Call::new(&self.scripts.register, 1, [&key].into_iter());
+            let mut call = ScriptCall::new(&self.scripts.register, 1, [&key].into_iter());
             for nth in members {
                 call.arg(names[*nth]);
             }
@@ -134,9 +134,9 @@ impl Index {
     /// Reads a page of a shard.
     async fn page(&self, shard: usize, cursor: u64, count: usize) -> Result<Page, Error> {
         let key = self.keys.shard(shard);
-        let mut call = Call::new(&self.scripts.list, 1, [&key].into_iter());
+        let mut call = ScriptCall::new(&self.scripts.list, 1, [&key].into_iter());
         call.arg(cursor).arg(count);
-        let mut said = Said::new(self.link.read(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
         let (now, id, cursor) = (said.number()?, said.text()?, said.number()?);
         let (mut listed, mut fields) = (Vec::new(), said.list()?.into_iter());
         while let (Some(name), Some(time)) = (fields.next(), fields.next()) {
@@ -157,7 +157,7 @@ impl Index {
         }
         let pruned = shards.into_iter().map(|(shard, names)| async move {
             let key = self.keys.shard(shard);
-            let mut call = Call::new(&self.scripts.prune, 1, [&key].into_iter());
+            let mut call = ScriptCall::new(&self.scripts.prune, 1, [&key].into_iter());
             for (name, time) in names {
                 call.arg(name).arg(time);
             }
@@ -206,8 +206,8 @@ impl Examining<'_> {
         let Index { link, scripts, keys, .. } = self.index;
         let channels: Vec<String> =
             listed.iter().map(|listed| keys.channel(&listed.name)).map(|[key, _]| key).collect();
-        let call = Call::new(&scripts.present, channels.len(), channels.iter());
-        let said = Said::new(link.read(&call).await?, Kind::Read)?;
+        let call = ScriptCall::new(&scripts.present, channels.len(), channels.iter());
+        let said = Reply::new(link.read(&call).await?, Kind::Read)?;
         let absent = listed.iter().zip(said.items()).filter(|(_, present)| *present == Value::Int(0));
         let absent: Vec<Listed> = absent.map(|(listed, _)| listed.clone()).collect();
         if absent.is_empty() { Ok(()) } else { self.index.prune(&absent).await }
@@ -235,7 +235,7 @@ enum At {
 }
 
 impl Names for Walk {
-    fn next(&mut self) -> Answer<'_, Option<Vec<Listed>>> {
+    fn next(&mut self) -> RemoteFuture<'_, Option<Vec<Listed>>> {
         let link = self.index.link.clone();
         link.within(async move {
             loop {
@@ -294,7 +294,7 @@ impl Walk {
         let index = &self.index;
         let mut command = redis::cmd("SCAN");
         command.arg(cursor).arg("MATCH").arg(index.keys.all()).arg("COUNT").arg(SCANNED);
-        let mut said = Said::new(index.link.ask(&command).await?, Kind::Read)?;
+        let mut said = Reply::new(index.link.ask(&command).await?, Kind::Read)?;
         let (cursor, keys) = (said.number()?, said.list()?);
         let keys = keys.into_iter().filter_map(|key| String::from_redis_value(key).ok());
         let names: Vec<String> = keys.filter_map(|key| index.keys.name_of(&key).map(ToOwned::to_owned)).collect();
@@ -313,7 +313,7 @@ impl Walk {
                 let id = &id;
                 async move {
                     let key = index.keys.shard(shard);
-                    let mut call = Call::new(&index.scripts.complete, 1, [&key].into_iter());
+                    let mut call = ScriptCall::new(&index.scripts.complete, 1, [&key].into_iter());
                     call.arg(id);
                     index.link.read(&call).await
                 }

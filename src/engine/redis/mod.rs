@@ -3,28 +3,28 @@
 //! | file | |
 //! | --- | --- |
 //! | `*.lua` | what is done to a channel, in one step each |
-//! | `ask` | what is asked of Redis: one script each |
-//! | `scripts`, `call`, `said` | the scripts, one call of a script, what it answers |
-//! | `queue`, `together` | appends that are under way at the same time: which of them a call carries, and sending it |
+//! | `commands` | what is asked of Redis: one script each |
+//! | `scripts`, `script_call`, `reply` | the scripts, one call of a script, what it answers |
+//! | `queue`, `batching` | appends that are under way at the same time: which of them a call carries, and sending it |
 //! | `fork`, `settle` | how a fork is made in steps; what becomes of a deleted channel that has forks |
-//! | `link` | the connection for commands |
+//! | `connection` | the connection for commands |
 //! | `errors`, `diagnose` | what errors of Redis and of its client mean |
 //! | `index` | the names of all channels |
 //! | `feed` | the connection that hears what is published |
 
-mod ask;
-mod call;
+mod batching;
+mod commands;
+mod connection;
 mod diagnose;
 mod errors;
 mod feed;
 mod fork;
 mod index;
-mod link;
 mod queue;
-mod said;
+mod reply;
+mod script_call;
 mod scripts;
 mod settle;
-mod together;
 
 use std::{
     fmt,
@@ -33,24 +33,24 @@ use std::{
 };
 
 use super::{
-    Announcement, Answer, Append, Appended, Created, Creation, Fate, Feed, Found, Held, Listed, Names, Offset, Place,
-    Remote, Retention, Seen, Touch,
+    Announcement, Append, AppendFate, Appended, CachedTail, Comparison, Created, Creation, Feed, Listed, Names, Offset,
+    ReadFrom, Remote, RemoteFuture, RemoteRead, Retention, Touch,
 };
-use crate::{Error, faults::Faults};
-use call::Call;
+use crate::{Error, fault_injection::Faults};
+use batching::AppendBatcher;
+use connection::Connection;
+pub(crate) use connection::Credentials;
 pub use errors::RedisError;
 use fork::Forks;
 use index::Index;
-pub(crate) use link::Credentials;
-use link::Link;
+use script_call::ScriptCall;
 use scripts::Scripts;
-use together::Together;
 
 /// What is asked of Redis.
 pub(crate) struct Redis {
-    link: Arc<Link>,
+    link: Arc<Connection>,
     scripts: Arc<Scripts>,
-    together: Arc<Together>,
+    together: Arc<AppendBatcher>,
     index: Arc<Index>,
     forks: Arc<Forks>,
     keys: Arc<Keys>,
@@ -58,7 +58,7 @@ pub(crate) struct Redis {
 }
 
 /// What of a channel is kept, and how long.
-pub(super) struct Kept {
+pub(super) struct LogLimits {
     pub(super) retention: Retention,
     pub(super) producers: usize,
 }
@@ -132,13 +132,13 @@ impl Redis {
         faults: Faults,
     ) -> Result<Self, RedisError> {
         let node = fastrand::u64(..);
-        let link = Arc::new(Link::new(url, credentials)?);
+        let link = Arc::new(Connection::new(url, credentials)?);
         let topics = format!("{prefix}:{}:", link.database());
         let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
-        let scripts = Arc::new(Scripts::new(&Kept { retention, producers }));
+        let scripts = Arc::new(Scripts::new(&LogLimits { retention, producers }));
         let keys = Arc::new(Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node });
         let index = Arc::new(Index::new(link.clone(), scripts.index.clone(), keys.clone()));
-        let together = Arc::new(Together::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
+        let together = Arc::new(AppendBatcher::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
         let forks = Arc::new(Forks::new(link.clone(), scripts.clone(), index.clone(), keys.clone(), faults));
         link.runtime().spawn(Forks::recover(Arc::downgrade(&forks)));
         Ok(Self { link, scripts, together, index, forks, keys, faults })
@@ -150,17 +150,17 @@ impl Redis {
         self.link.try_out(&self.trial_call(), &self.keys.own).await
     }
 
-    fn trial_call(&self) -> Call<'_> {
+    fn trial_call(&self) -> ScriptCall<'_> {
         let prefix = &self.keys.prefix;
         let keys = [format!("{prefix}:probe"), format!("{prefix}:probe:hash")];
-        let mut call = Call::new(&self.scripts.trial, keys.len(), keys.iter());
+        let mut call = ScriptCall::new(&self.scripts.trial, keys.len(), keys.iter());
         call.arg(&self.keys.own).arg(0);
         call
     }
 }
 
 impl Remote for Redis {
-    fn connect(&self) -> Answer<'_, Box<dyn Feed>> {
+    fn connect(&self) -> RemoteFuture<'_, Box<dyn Feed>> {
         self.link.within(async {
             self.link.connect(&self.scripts.append).await?;
             self.trial().await?;
@@ -174,27 +174,27 @@ impl Remote for Redis {
         self.link.poll_lost(cx)
     }
 
-    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> Answer<'a, Appended> {
+    fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> RemoteFuture<'a, Appended> {
         self.link.within(self.ask_to_append(name, append))
     }
 
-    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> Answer<'a, Created> {
+    fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> RemoteFuture<'a, Created> {
         self.link.within(self.ask_to_create(name, creation))
     }
 
-    fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, Offset> {
+    fn delete<'a>(&'a self, name: &'a str) -> RemoteFuture<'a, Offset> {
         self.link.within(self.ask_to_delete(name))
     }
 
-    fn read<'a>(&'a self, name: &'a str, from: Place, limit: usize, touch: Touch) -> Answer<'a, Found> {
+    fn read<'a>(&'a self, name: &'a str, from: ReadFrom, limit: usize, touch: Touch) -> RemoteFuture<'a, RemoteRead> {
         self.link.within(self.ask_to_read(name, from, limit, touch))
     }
 
-    fn compare<'a>(&'a self, held: &'a [Held<'a>]) -> Answer<'a, Vec<Seen>> {
+    fn compare<'a>(&'a self, held: &'a [CachedTail<'a>]) -> RemoteFuture<'a, Vec<Comparison>> {
         self.link.within(self.ask_to_compare(held))
     }
 
-    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> Answer<'a, Vec<Fate>> {
+    fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> RemoteFuture<'a, Vec<AppendFate>> {
         self.link.within(self.ask_to_verify(appends))
     }
 
@@ -202,7 +202,7 @@ impl Remote for Redis {
         &'a self,
         names: &'a [String],
         append: &'a Append<'a>,
-    ) -> Answer<'a, Vec<Result<Appended, Error>>> {
+    ) -> RemoteFuture<'a, Vec<Result<Appended, Error>>> {
         self.link.within(self.ask_to_append_each(names, append))
     }
 
@@ -210,11 +210,11 @@ impl Remote for Redis {
         Box::new(self.index.walk())
     }
 
-    fn forget<'a>(&'a self, names: &'a [Listed]) -> Answer<'a, ()> {
+    fn forget<'a>(&'a self, names: &'a [Listed]) -> RemoteFuture<'a, ()> {
         self.link.within(self.index.prune(names))
     }
 
-    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> Answer<'a, ()> {
+    fn announce<'a>(&'a self, broadcast: &'a Announcement) -> RemoteFuture<'a, ()> {
         self.link.within(async move {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&self.keys.broadcasts).arg(feed::pack_broadcast(self.keys.node, broadcast));
@@ -222,7 +222,7 @@ impl Remote for Redis {
         })
     }
 
-    fn trial(&self) -> Answer<'_, ()> {
+    fn trial(&self) -> RemoteFuture<'_, ()> {
         self.link.within(async move {
             match self.link.attempt(&self.trial_call()).await {
                 // Out of memory: channels can be read, and what is refused is reported as a limit.
@@ -232,7 +232,7 @@ impl Remote for Redis {
         })
     }
 
-    fn probe(&self, number: u64) -> Answer<'_, ()> {
+    fn probe(&self, number: u64) -> RemoteFuture<'_, ()> {
         self.link.within(async move {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&self.keys.own).arg(number);

@@ -1,6 +1,6 @@
 //! The queue of appends that have not been sent yet: which of them the next call may carry.
 //!
-//! Nothing here is sent, and nothing waits: see [`together`](super::together).
+//! Nothing here is sent, and nothing waits: see [`batching`](super::batching).
 
 use bytes::Bytes;
 use std::{
@@ -19,7 +19,7 @@ pub(super) const MOST_BYTES: usize = 256 * 1024;
 pub(super) const EXAMINED: usize = 1_024;
 
 /// One append, as the script wants it.
-pub(super) struct Wish {
+pub(super) struct QueuedAppend {
     pub(super) keys: [String; 2],
     pub(super) topic: String,
     pub(super) data: Bytes,
@@ -27,15 +27,15 @@ pub(super) struct Wish {
     pub(super) terms: Vec<u8>,
 }
 
-pub(super) type Outcome = oneshot::Sender<Result<Appended, Error>>;
+pub(super) type AppendResult = oneshot::Sender<Result<Appended, Error>>;
 
 /// Appends that have not been sent yet, and the channels of those that have.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct AppendQueue {
     /// In the order in which they were started.
-    pub(super) queue: VecDeque<(Wish, Outcome)>,
+    pub(super) queue: VecDeque<(QueuedAppend, AppendResult)>,
     /// The channels that a call in flight appends to, or that are ready, by their first key.
-    pub(super) busy: HashMap<String, Busy>,
+    pub(super) busy: HashMap<String, BusyChannels>,
     /// The channels with parked appends and no call in flight.
     pub(super) ready: VecDeque<String>,
     /// How many calls were sent, which numbers them.
@@ -44,18 +44,18 @@ pub(super) struct Waiting {
     pub(super) alone: bool,
     /// The number and the channel of the append that was sent alone, while others must not overtake it.
     pub(super) held: Option<(u64, String)>,
-    /// Whether a [`Sender`](super::together::Sender) runs.
+    /// Whether a [`Sender`](super::batching::Sender) runs.
     pub(super) sending: bool,
-    /// The waker of the [`Sender`](super::together::Sender), while it has nothing to send.
+    /// The waker of the [`Sender`](super::batching::Sender), while it has nothing to send.
     pub(super) sender: Option<Waker>,
 }
 
 /// A channel that a call in flight appends to, or that is ready.
-pub(super) struct Busy {
+pub(super) struct BusyChannels {
     /// The number of the call; [`READY`] if there is none.
     call: u64,
     /// The channel's later appends, older than any in the queue.
-    parked: VecDeque<(Wish, Outcome)>,
+    parked: VecDeque<(QueuedAppend, AppendResult)>,
 }
 
 /// No call has this number.
@@ -63,17 +63,17 @@ const READY: u64 = 0;
 
 /// The appends of one call, and where their results are sent.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(super) struct AppendBatch {
     pub(super) number: u64,
-    pub(super) wishes: Vec<Wish>,
-    pub(super) outcomes: Vec<Outcome>,
+    pub(super) wishes: Vec<QueuedAppend>,
+    pub(super) outcomes: Vec<AppendResult>,
     bytes: usize,
     full: bool,
 }
 
-impl Batch {
+impl AppendBatch {
     /// Adds an append. Returns it if there is no room.
-    fn add(&mut self, (wish, outcome): (Wish, Outcome)) -> Option<(Wish, Outcome)> {
+    fn add(&mut self, (wish, outcome): (QueuedAppend, AppendResult)) -> Option<(QueuedAppend, AppendResult)> {
         self.bytes += wish.data.len();
         if !self.wishes.is_empty() && self.bytes > MOST_BYTES {
             self.full = true;
@@ -86,20 +86,24 @@ impl Batch {
     }
 }
 
-impl Waiting {
+impl AppendQueue {
     /// Begins the call of an append that is sent alone.
     pub(super) fn hold(&mut self, channel: &str) {
         self.calls += 1;
         self.alone = true;
-        self.busy.insert(channel.to_owned(), Busy { call: self.calls, parked: VecDeque::new() });
+        self.busy.insert(channel.to_owned(), BusyChannels { call: self.calls, parked: VecDeque::new() });
         self.held = Some((self.calls, channel.to_owned()));
     }
 
     /// Begins the call of the next appends. Examines at most `left` appends, and subtracts those that it has examined. If it
     /// returns `None` and none are left, there may be more to send.
-    pub(super) fn take(&mut self, left: &mut usize, cancelled: &mut Vec<(Wish, Outcome)>) -> Option<Batch> {
+    pub(super) fn take(
+        &mut self,
+        left: &mut usize,
+        cancelled: &mut Vec<(QueuedAppend, AppendResult)>,
+    ) -> Option<AppendBatch> {
         self.calls += 1;
-        let mut batch = Batch { number: self.calls, ..Batch::default() };
+        let mut batch = AppendBatch { number: self.calls, ..AppendBatch::default() };
         // Ready channels first: their parked appends are older than the queued ones of the same channel.
         while !batch.full && *left > 0 {
             let Some(channel) = self.ready.pop_front() else { break };
@@ -140,7 +144,7 @@ impl Waiting {
             match batch.add(append) {
                 None if begins => {
                     let channel = batch.wishes.last().map_or_else(String::new, |wish| wish.keys[0].clone());
-                    self.busy.insert(channel, Busy { call: batch.number, parked: VecDeque::new() });
+                    self.busy.insert(channel, BusyChannels { call: batch.number, parked: VecDeque::new() });
                 }
                 None => {}
                 Some(append) => self.queue.push_front(append),
@@ -179,23 +183,28 @@ mod tests {
     use super::*;
 
     /// Appends to channels, each named by a letter, of so many bytes.
-    fn queue(waiting: &mut Waiting, channels: &str, bytes: usize) -> Vec<oneshot::Receiver<Result<Appended, Error>>> {
+    fn queue(
+        waiting: &mut AppendQueue,
+        channels: &str,
+        bytes: usize,
+    ) -> Vec<oneshot::Receiver<Result<Appended, Error>>> {
         let append = |channel: char| {
             let (outcome, made) = oneshot::channel();
             let data = Bytes::from(vec![0; bytes]);
-            let wish = Wish { keys: [channel.into(), String::new()], topic: String::new(), data, terms: Vec::new() };
+            let wish =
+                QueuedAppend { keys: [channel.into(), String::new()], topic: String::new(), data, terms: Vec::new() };
             waiting.queue.push_back((wish, outcome));
             made
         };
         channels.chars().map(append).collect()
     }
 
-    fn take(waiting: &mut Waiting) -> Option<(u64, String)> {
+    fn take(waiting: &mut AppendQueue) -> Option<(u64, String)> {
         let batch = waiting.take(&mut { EXAMINED }, &mut Vec::new())?;
         Some((batch.number, batch.wishes.iter().map(|wish| &*wish.keys[0]).collect()))
     }
 
-    fn release(waiting: &mut Waiting, (number, channels): (u64, String)) {
+    fn release(waiting: &mut AppendQueue, (number, channels): (u64, String)) {
         for channel in channels.chars() {
             waiting.release(number, &channel.to_string());
         }
@@ -203,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_channel_has_at_most_one_call_in_flight_and_its_appends_keep_their_order() {
-        let mut waiting = Waiting::default();
+        let mut waiting = AppendQueue::default();
         let mut made = queue(&mut waiting, "aab", 1);
         let first = take(&mut waiting).expect("a batch");
         assert_eq!(first.1, "aab");
@@ -225,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_a_call_has_no_room_for_stays_first() {
-        let mut waiting = Waiting::default();
+        let mut waiting = AppendQueue::default();
         let mut made = queue(&mut waiting, "a", 1);
         let first = take(&mut waiting).expect("a batch");
         made.extend(queue(&mut waiting, &"a".repeat(MOST + 1), 1));
@@ -244,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_channel_whose_parked_appends_were_all_dropped_is_not_busy() {
-        let mut waiting = Waiting::default();
+        let mut waiting = AppendQueue::default();
         let _made = queue(&mut waiting, "a", 1);
         let first = take(&mut waiting).expect("a batch");
         let dropped = queue(&mut waiting, "aa", 1);
@@ -257,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_append_that_was_sent_alone_holds_its_channel_until_it_is_released() {
-        let mut waiting = Waiting::default();
+        let mut waiting = AppendQueue::default();
         waiting.hold("a");
         let _made = queue(&mut waiting, "ab", 1);
         assert!(!waiting.is_held());
@@ -272,11 +281,11 @@ mod tests {
     }
     #[test]
     fn what_has_not_been_examined_yet_keeps_its_place() {
-        let mut waiting = Waiting::default();
+        let mut waiting = AppendQueue::default();
         let mut made = queue(&mut waiting, "a", 1);
         let first = take(&mut waiting).expect("a batch");
         made.extend(queue(&mut waiting, "aabaca", 1));
-        let take_of = |waiting: &mut Waiting, mut left| {
+        let take_of = |waiting: &mut AppendQueue, mut left| {
             let batch = waiting.take(&mut left, &mut Vec::new());
             (batch.map(|batch| (batch.number, batch.wishes.iter().map(|wish| &*wish.keys[0]).collect())), left)
         };

@@ -3,7 +3,7 @@
 use redis::Cmd;
 use std::{sync::Arc, time::Duration};
 
-use super::{Kept, index::REGISTERED};
+use super::{LogLimits, index::REGISTERED};
 use crate::engine::{READ, Retention};
 
 /// Beyond it, a publication carries no data, and whoever hears of it reads the log.
@@ -62,7 +62,7 @@ pub(super) struct IndexScripts {
 }
 
 impl Scripts {
-    pub(super) fn new(kept: &Kept) -> Self {
+    pub(super) fn new(kept: &LogLimits) -> Self {
         // What is kept is a part of the scripts: as an argument it would be sent and read each time.
         let bounds = bounds(kept);
         let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
@@ -104,7 +104,7 @@ impl Scripts {
 /// Defines the layout and the limits as Lua constants: the appends, bytes and milliseconds that are retained, how long an empty channel is
 /// remembered, the number of producers, the bytes that a publication carries, the appends that a read returns, and how long after the
 /// registration of its name a channel may be created.
-fn bounds(kept: &Kept) -> String {
+fn bounds(kept: &LogLimits) -> String {
     let bounded = |most: usize| if most == usize::MAX { "math.huge".to_owned() } else { most.to_string() };
     let Retention { appends, bytes, age } = &kept.retention;
     format!(

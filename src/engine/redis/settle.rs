@@ -10,10 +10,10 @@ use tokio::time::sleep;
 
 use super::{
     Keys,
-    call::Call,
+    connection::Kind,
     fork::Forks,
-    link::Kind,
-    said::Said,
+    reply::Reply,
+    script_call::ScriptCall,
     scripts::{LAYOUT, millis},
 };
 use crate::Error;
@@ -46,7 +46,7 @@ impl Forks {
             let keys = Keys::of_stem(&current);
             let mut call = self.at_source(&keys, "forks");
             call.arg(SOME);
-            let mut said = Said::new(self.link.read(&call).await?, Kind::Read)?;
+            let mut said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
             let removed = match &*said.text()? {
                 "open" => true,
                 "removed" => {
@@ -127,7 +127,7 @@ impl Forks {
         loop {
             let mut call = self.at_source(&keys, "release");
             call.arg(&tag).arg(u8::from(given_up)).arg(&members);
-            let mut said = Said::new(self.repeat(&call).await?, Kind::Read)?;
+            let mut said = Reply::new(self.repeat(&call).await?, Kind::Read)?;
             let removed = match &*said.text()? {
                 "removed" => true,
                 "kept" => false,
@@ -142,7 +142,7 @@ impl Forks {
     }
 
     /// Releases at its source a channel that was removed, as the rest of an answer says.
-    pub(super) async fn cascade(&self, said: &mut Said) -> Result<(), Error> {
+    pub(super) async fn cascade(&self, said: &mut Reply) -> Result<(), Error> {
         let Some(orphan) = parse_orphan(said)? else { return Ok(()) };
         self.release(&Keys::of_stem(&orphan.source), &orphan.tag, true, &[orphan.member]).await.map(drop)
     }
@@ -156,7 +156,7 @@ impl Forks {
     pub(super) async fn confirm(&self, source: &[String; 4], tag: &str, member: &str) -> Result<(), Error> {
         let mut call = self.at_source(source, "confirm");
         call.arg(member).arg(0).arg(tag);
-        let mut said = Said::new(self.repeat(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.repeat(&call).await?, Kind::Read)?;
         match &*said.text()? {
             // The source has expired, or was replaced.
             "confirmed" | "unknown" => Ok(()),
@@ -175,8 +175,8 @@ impl Forks {
         self.link.ask(&command).await.map(drop)
     }
 
-    fn forking(&self, what: &str) -> Call<'_> {
-        let mut call = Call::new(&self.scripts.forking, 1, [self.keys.forking()].iter());
+    fn forking(&self, what: &str) -> ScriptCall<'_> {
+        let mut call = ScriptCall::new(&self.scripts.forking, 1, [self.keys.forking()].iter());
         // No member is released before half of it, and a member is committed some time after it is noted.
         call.arg(what).arg(millis(self.pin / 2 + self.pin / 12));
         call
@@ -193,7 +193,7 @@ impl Forks {
     }
 
     async fn recover_some(&self) -> Result<(), Error> {
-        let mut said = Said::new(self.link.read(self.forking("due").arg(SOME)).await?, Kind::Read)?;
+        let mut said = Reply::new(self.link.read(self.forking("due").arg(SOME)).await?, Kind::Read)?;
         while let Ok(fork) = said.text() {
             match self.find_out(&fork).await {
                 Ok(true) => self.erase(&fork).await?,
@@ -232,7 +232,7 @@ struct Orphan {
     member: String,
 }
 
-fn parse_orphan(said: &mut Said) -> Result<Option<Orphan>, Error> {
+fn parse_orphan(said: &mut Reply) -> Result<Option<Orphan>, Error> {
     let (of, member) = (said.text()?, said.text()?);
     let Some((source, tag)) = of.rsplit_once(' ') else { return Ok(None) };
     let source = source.strip_suffix(":channel").ok_or_else(|| said.strange())?;
