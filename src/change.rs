@@ -33,7 +33,7 @@ use crate::{
 /// [fork](crate::Create::fork_of) of a channel with more than 1,024 appends also takes several polls; a future that is
 /// dropped before the fork exists leaves nothing.
 ///
-/// On Redis, a change that is dropped while it is in flight may or may not have been made; with a
+/// On Redis, a change that is dropped while it is in flight may or may not have been made; what a fork has copied is removed. With a
 /// [`Producer`](crate::Producer) the application can make sure.
 #[must_use = "nothing is changed until this is awaited, or waited for with `.wait()`"]
 pub struct Change {

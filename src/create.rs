@@ -64,7 +64,8 @@ impl Create {
     ///
     /// With the logs in memory, a fork inherits up to 1,024 appends in each poll of its
     /// [`Change`](crate::Change). Each inherited append counts for
-    /// [`max_history`](crate::CometBuilder::max_history), with its payload.
+    /// [`max_history`](crate::CometBuilder::max_history), with its payload. On Redis, the messages are copied through the node, 500 or
+    /// 256 KiB at a time.
     pub fn fork_of(source: &Channel) -> Self {
         let fork = Fork { source: source.name().into(), at: None, part: 0 };
         let creation = Creation { fork: Some(fork), ..Creation::default() };
