@@ -45,7 +45,7 @@ const CALLS: usize = 6;
 
 /// How long the appends of a channel are parked behind one that was sent alone. That one returns only when the application
 /// polls its future, and must not stop others for longer.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct AppendBatcher {
     link: Arc<Connection>,
