@@ -46,6 +46,7 @@ pub use gone::{Gone, Reason};
 pub(crate) use log::READ;
 pub(crate) use log::{Log, cost_of};
 pub(crate) use media_type::{MediaType, is_inert, is_json, is_text, is_utf8, same_type};
+pub(crate) use offset::hexadecimal;
 pub use offset::{Offset, ParseOffsetError};
 pub(crate) use producers::{ProducerCheck, Producers, Stamp};
 pub(crate) use reading::{Extent, Reading, Start};

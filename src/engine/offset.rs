@@ -45,6 +45,22 @@ impl Offset {
         Self { position, fingerprint }
     }
 
+    /// Returns the text, which is ASCII. Written without `std::fmt`, because every response has an offset.
+    ///
+    /// The letter keeps programs from taking the digits after the `_` for a byte position and doing arithmetic with them, as
+    /// Yjs's server does with an offset of digits alone.
+    pub(crate) fn text(self) -> [u8; Self::LEN] {
+        let mut text = *b"0000000000000000_x0000000000000000";
+        let (mut position, mut digits) = (self.position, 16);
+        while position > 0 && digits > 0 {
+            digits -= 1;
+            text[digits] += (position % 10) as u8;
+            position /= 10;
+        }
+        text[18..].copy_from_slice(&hexadecimal(self.fingerprint));
+        text
+    }
+
     pub(crate) const fn position(self) -> u64 {
         self.position
     }
@@ -52,6 +68,11 @@ impl Offset {
     pub(crate) const fn fingerprint(self) -> u64 {
         self.fingerprint
     }
+}
+
+/// Returns the sixteen digits of a number, in lower case.
+pub(crate) fn hexadecimal(number: u64) -> [u8; 16] {
+    std::array::from_fn(|nth| b"0123456789abcdef"[(number >> (60 - 4 * nth)) as usize & 15])
 }
 
 /// What clients of Durable Streams send for the start of a stream without having received it.
@@ -88,10 +109,7 @@ impl FromStr for Offset {
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The letter keeps programs from taking the digits after the `_` for a byte position and doing arithmetic with them, as
-        // Yjs's server does with an offset of digits alone.
-        let text = format_args!("{:016}_x{:016x}", self.position, self.fingerprint);
-        if f.width().is_none() && f.precision().is_none() { f.write_fmt(text) } else { f.pad(&text.to_string()) }
+        f.pad(std::str::from_utf8(&self.text()).expect("ASCII"))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::headers;
+use super::text::Text;
 
 /// 2024-10-09T00:00:00Z, from which intervals are counted.
 const EPOCH: Duration = Duration::from_secs(1_728_432_000);
@@ -58,7 +58,7 @@ pub(super) fn next(client: Option<Cursor>) -> u64 {
 
 /// The same, as a header's value.
 pub(super) fn header(client: Option<Cursor>) -> HeaderValue {
-    headers::ascii(next(client))
+    Text::new().number(next(client)).value()
 }
 
 fn next_at(now: SystemTime, client: Option<u64>) -> u64 {

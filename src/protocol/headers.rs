@@ -1,7 +1,7 @@
 //! The headers of the protocol (Durable Streams, section 5), and those that every answer carries.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use std::{fmt, io::Write, sync::LazyLock};
+use std::sync::LazyLock;
 
 use crate::Offset;
 
@@ -104,21 +104,12 @@ pub(super) fn exposed() -> HeaderValue {
 }
 
 pub(super) fn offset(offset: Offset) -> HeaderValue {
-    ascii(offset)
+    HeaderValue::from_bytes(&offset.text()).expect("visible ASCII")
 }
 
 /// Formats a header's value. What is formatted must be visible ASCII.
-pub(super) fn ascii(text: impl fmt::Display) -> HeaderValue {
-    // Nearly all values fit. They are copied into a value of exactly their size.
-    let mut stack = [0; 64];
-    let mut free = &mut stack[..];
-    let value = if write!(free, "{text}").is_ok() {
-        let length = 64 - free.len();
-        HeaderValue::from_bytes(&stack[..length])
-    } else {
-        HeaderValue::from_str(&text.to_string())
-    };
-    value.expect("visible ASCII")
+pub(super) fn ascii(text: impl ToString) -> HeaderValue {
+    HeaderValue::try_from(text.to_string()).expect("visible ASCII")
 }
 
 /// A content type: checked when the channel was made.

@@ -10,7 +10,7 @@
 //! | `caller` | what an answer depends on after its request is gone: HTTP/1.1, an `Origin` |
 //! | `client` | how many waits each client has |
 //! | `query`, `lifetime`, `producer`, `receive`, `drain` | what requests say: query, headers, body |
-//! | `pending`, `response`, `body`, `event`, `problem`, `headers`, `cursor`, `deadline` | what answers are made of |
+//! | `pending`, `response`, `body`, `event`, `problem`, `headers`, `text`, `cursor`, `deadline` | what answers are made of |
 
 mod append;
 mod body;
@@ -36,6 +36,7 @@ mod receive;
 mod response;
 mod sse;
 mod target;
+mod text;
 
 use http::{Method, Request, StatusCode, header};
 use http_body::Body;

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use std::sync::Arc;
 
-use super::{LayerBody, caller::Caller, headers, problem::Problem};
+use super::{LayerBody, caller::Caller, headers, problem::Problem, text::Text};
 use crate::{
     Outcome, OutcomeKind, Route,
     access::Gate,
@@ -133,8 +133,8 @@ pub(super) fn of_type(map: &mut HeaderMap, content_type: &MediaType) {
 /// Which part of which log this is, and whether the stream has ended with it.
 fn entity_tag(reading: &Reading) -> HeaderValue {
     let (start, end) = (reading.after.position(), reading.next.position());
-    let closed = if reading.closed { ":c" } else { "" };
-    headers::ascii(format_args!("\"{:016x}:{start}:{end}{closed}\"", reading.log))
+    let text = Text::new().ascii("\"").hexadecimal(reading.log).ascii(":").number(start).ascii(":").number(end);
+    text.ascii(if reading.closed { ":c\"" } else { "\"" }).value()
 }
 
 /// Whether an `If-None-Match` names this entity tag. The comparison is the weak one (RFC 9110, section 13.1.2).
