@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, sync::Arc};
 use tower_layer::Layer;
 
-use crate::{Authorize, Comet, CometRoutes, CometService, Route, access::Gate, routes::Routes};
+use crate::{Authorize, Comet, CometRoutes, CometService, Route, gate::Gate, routes::Routes};
 
 /// Answers requests on its routes from the channels of a [`Comet`]: reads, waits, and the writes that a [`Route`] allows.
 ///

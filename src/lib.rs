@@ -119,14 +119,18 @@ mod broadcast;
 mod builder;
 mod change;
 mod channel;
+mod channel_info;
 mod comet;
 mod create;
+mod denied;
 mod engine;
 mod error;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "without an engine elsewhere there are no such rules"))]
 mod fault_injection;
 mod future;
+mod gate;
 mod layer;
+mod message;
 mod name;
 mod outcome;
 mod producer;
@@ -141,14 +145,16 @@ mod service;
 mod subscription;
 mod sync;
 
-pub use access::{Access, Action, Authorize, Denied, Grant};
+pub use access::{Access, Action, Authorize, Grant};
 pub use body::{BodyError, NoBody, ResponseBody};
 pub use broadcast::Broadcast;
 pub use builder::CometBuilder;
 pub use change::Change;
-pub use channel::{Channel, ChannelInfo};
+pub use channel::Channel;
+pub use channel_info::ChannelInfo;
 pub use comet::{Comet, Stats};
 pub use create::Create;
+pub use denied::Denied;
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
 pub use engine::RedisError;
@@ -159,6 +165,7 @@ pub use error::{Error, Limit};
 pub use fault_injection::Invariant;
 pub use future::ResponseFuture;
 pub use layer::{CometLayer, RouteError};
+pub use message::Message;
 pub use outcome::{Outcome, OutcomeKind};
 pub use producer::{Producer, ProducerChange};
 pub use protocol::{CORS_REQUEST_HEADERS, CORS_RESPONSE_HEADERS};
@@ -169,7 +176,7 @@ pub use registry::{Loss, Unhealthy};
 pub use route::Route;
 pub use route_pattern::RoutePattern;
 pub use service::{CometRoutes, CometService};
-pub use subscription::{Message, Subscription};
+pub use subscription::Subscription;
 
 #[cfg(feature = "redis")]
 #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]

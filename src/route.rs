@@ -3,7 +3,7 @@
 use http::{Method, request::Parts};
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{Action, Authorize, RoutePattern, access::Gate, engine::MediaType, name::Slashes, protocol::Clients};
+use crate::{Action, Authorize, RoutePattern, engine::MediaType, gate::Gate, name::Slashes, protocol::Clients};
 
 /// What a [`CometLayer`](crate::CometLayer) does with requests on one path pattern.
 ///

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
     Comet, Route, RouteError, RoutePattern,
-    access::Gate,
+    gate::Gate,
     name::{self, NameError, Slashes, Template},
     registry::Registry,
     route_pattern::RouteParams,

@@ -74,8 +74,8 @@ async fn a_denial_has_the_status_the_headers_and_the_body_that_it_names() {
     };
     let layer = CometLayer::new(Comet::new()).route("/{channel}", Route::new().read_by(hook));
     for (path, status, reason, retry) in [
-        ("/429", 429, "denied-for-now", Some("1")),
-        ("/503", 503, "undecided", Some("7")),
+        ("/429", 429, "too-many-requests", Some("1")),
+        ("/503", 503, "unavailable", Some("7")),
         ("/401", 401, "unauthorized", None),
     ] {
         let seen = send(&layer, get(path)).await;

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::problem::Problem;
-use crate::{Access, Denied, Grant, access::ErasedAuthorize, registry::Usage};
+use crate::{Access, Denied, Grant, gate::ErasedAuthorize, registry::Usage};
 
 /// Returns the hook's decision. A hook that exceeds `limit` is answered with 503, a hook that panics with 500; both are
 /// counted.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, error::Error as _, time::Duration};
 
 use super::{LayerBody, LayerResponse, headers, response};
 use crate::{
-    Denied, Error, Gone, Limit, Offset, Outcome, OutcomeKind, Route, access::DeniedKind, engine::MediaType,
+    Denied, Error, Gone, Limit, Offset, Outcome, OutcomeKind, Route, denied::DeniedKind, engine::MediaType,
     registry::WaitEnd,
 };
 
@@ -152,10 +152,10 @@ impl Problem {
             DeniedKind::Forbidden => Self::new(StatusCode::FORBIDDEN, "forbidden", detail),
             DeniedKind::NotFound => Self::not_found(),
             DeniedKind::TooManyRequests(time) => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "denied-for-now", detail).after(time)
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail).after(time)
             }
             DeniedKind::Unavailable(time) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "undecided", detail).after(time)
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).after(time)
             }
         };
         problem.body = denied.body;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::{LayerBody, caller::Caller, headers, problem::Problem, text::Text};
 use crate::{
     Outcome, OutcomeKind, Route,
-    access::Gate,
     engine::{MediaType, Reading, is_inert, is_json},
+    gate::Gate,
     registry::Registry,
 };
 

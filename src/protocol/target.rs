@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{caller::Caller, hook::decide, problem::Problem};
 use crate::{
     Access, Action, Denied, Route,
-    access::Gate,
+    gate::Gate,
     name::{ClientPath, NameError},
     registry::Registry,
     routes::Routes,
