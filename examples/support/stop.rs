@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::{signal::ctrl_c, time::sleep};
 
-/// Resolves when the process is asked to stop: on Ctrl-C, and on SIGTERM, which service managers send.
+/// Resolves on Ctrl-C, and on SIGTERM, which service managers send.
 pub(crate) async fn stopped() {
     #[cfg(unix)]
     {
@@ -18,7 +18,7 @@ pub(crate) async fn stopped() {
     let _ = ctrl_c().await;
 }
 
-/// Resolves 10 s after that: a client that has sent half of a request must not hold up the shutdown.
+/// Resolves 10 s after [`stopped`]. A client that has sent half of a request must not hold up the shutdown.
 #[allow(dead_code, reason = "some examples limit the shutdown in another way")]
 pub(crate) async fn late() {
     stopped().await;

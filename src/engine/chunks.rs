@@ -53,7 +53,7 @@ impl Chunks {
         self.pieces.front().map(|piece| piece.bytes().clone())
     }
 
-    /// The number of appends that are held.
+    /// Returns the number of appends, of which the first may be copied in part.
     pub(crate) fn appends(&self) -> usize {
         self.pieces.len()
     }

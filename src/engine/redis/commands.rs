@@ -1,4 +1,4 @@
-//! What is asked of Redis: what a script is given for it, and what its answer means.
+//! The operations on channels: the arguments of each script, and the meaning of its reply.
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
@@ -64,9 +64,7 @@ impl Redis {
         QueuedAppend { keys: self.keys.channel(name), topic: self.keys.topic(name), data, terms }
     }
 
-    /// Makes an append to each of many channels: in calls that are all under way at the same time, beside those of other appends.
-    ///
-    /// Each item that this returns stands for itself, whatever becomes of the others.
+    /// Makes an append to each of many channels, in pipelined calls. The result of each append is independent of the others.
     pub(super) async fn ask_to_append_each(
         &self,
         names: &[String],
@@ -80,7 +78,7 @@ impl Redis {
         loop {
             while calls.len() < at_a_time {
                 let Some(names) = chunks.next() else { break };
-                // So that one poll does not pack all calls.
+                // One poll must not pack all calls.
                 let turns = calls.len() / PACKED;
                 calls.push_back(Box::pin(self.append_some(names, append, turns)));
             }
@@ -91,7 +89,7 @@ impl Redis {
         }
     }
 
-    /// Lets others run so many times, and then makes an append to each of these channels with one call.
+    /// Yields `turns` times, and then makes an append to each of these channels with one call.
     async fn append_some(
         &self,
         names: &[String],
@@ -117,8 +115,8 @@ impl Redis {
         if creation.fork.is_some() {
             return self.forks.create(name, creation).await;
         }
-        let json = MediaType::stored("");
-        let batch = Batch::initial(creation.content.clone(), creation.content_type.as_ref().unwrap_or(&json))?;
+        let bytes = MediaType::stored("");
+        let batch = Batch::initial(creation.content.clone(), creation.content_type.as_ref().unwrap_or(&bytes))?;
         let mut settled = false;
         loop {
             let fingerprint = fingerprint();
@@ -147,7 +145,7 @@ impl Redis {
         match &*said.text()? {
             "done" => {
                 let tail = said.offset()?;
-                // What fails now is done when somebody meets a tombstone.
+                // If this fails, the next request for a tombstone does it.
                 if said.flag()? {
                     self.forks.settle(name).await;
                 } else {

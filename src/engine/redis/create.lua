@@ -1,5 +1,6 @@
 -- Creates, or finds created in the same way. ARGV: topic, type, idle milliseconds, end in milliseconds since 1970, closed, kind of
--- content (j, b or none), messages, data, tag and own part of a fingerprint, and how a fork was asked for. Last, when the name was registered in the index.
+-- content (j, b or none), messages, data, tag and own part of a fingerprint, and the request for a fork.
+-- The last argument is the time when the name was registered in the index.
 --
 -- Of a fork, this is the step that makes it visible: its appends are a stream of their own already, KEYS[5]. The next arguments are the source's hash
 -- and tag, or nothing to find only a fork that exists; its type, idle milliseconds and end; until when the fork may become visible; the position and

@@ -1,21 +1,21 @@
-//! What is behind an address where no connection to Redis could be opened.
+//! Diagnoses why a connection to Redis could not be opened.
 
 use redis::{Client, ConnectionAddr, ErrorKind, RedisError, ServerErrorKind};
 use std::{io, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
-/// How long the server has to say something by itself, and to answer.
+/// How long to wait for a greeting, and for a reply.
 const SAYS: Duration = Duration::from_millis(100);
 const ANSWERS: Duration = Duration::from_millis(200);
 
-/// Explains why a connection could not be opened, if another look at the server tells; otherwise returns the error.
+/// Connects once more and returns the cause, if the server's first bytes show it; otherwise returns the error.
 pub(super) async fn explain(client: &Client, error: RedisError) -> RedisError {
     if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse) || error.is_connection_refusal() {
         return error;
     }
     let (host, port, encrypted) = match client.get_connection_info().addr() {
         ConnectionAddr::Tcp(host, port) if !error.is_timeout() => (host, *port, false),
-        // A server that is not to be spoken to by TLS may wait for the end of a line.
+        // A plain-text server may wait for the end of a line, so a time-out is diagnosed with TLS only.
         ConnectionAddr::TcpTls { host, port, .. } => (host, *port, true),
         _ => return error,
     };
@@ -32,7 +32,7 @@ pub(super) async fn explain(client: &Client, error: RedisError) -> RedisError {
         let refusal = String::from_utf8_lossy(refusal);
         let (code, detail) = refusal.trim_end().split_once(' ').unwrap_or((&refusal, ""));
         return match code {
-            // After the credentials were refused, which the client has told.
+            // The client has already reported the refused credentials.
             "NOAUTH" => error,
             "ERR" => (ErrorKind::Server(ServerErrorKind::ResponseError), "", detail.to_owned()).into(),
             _ => config(if code == "DENIED" { "DENIED" } else { "the server refuses connections" }, detail),

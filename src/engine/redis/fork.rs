@@ -1,15 +1,16 @@
 //! Forks, which the node makes in slices. Each step touches the keys of one channel only, and can be repeated:
 //!
-//! 1. *Find* the fork at the target's name. One that was made in the same way is the answer.
-//! 2. *Pin* the source for [`PIN`]: what can refuse the fork is checked, and the source becomes a tombstone if it is deleted.
-//! 3. *Slice*: read some appends of the source, which renews the pin, and add them to a stream that is not visible, and expires.
-//! 4. *Commit*: the pin becomes a member, if the source has not been deleted.
-//! 5. *Reveal*: the stream becomes the log of the target, if that does not exist by now. Not later than a quarter of [`PIN`] after the commit.
+//! 1. *Find* the target. If it is a fork that was created by an equal request, return it.
+//! 2. *Pin* the source for [`PIN`], unless the fork must be refused. If a pinned source is deleted, it becomes a tombstone.
+//! 3. *Slice*: read some appends of the source, which renews the pin, and add them to an invisible stream, which expires.
+//! 4. *Commit*: the pin becomes a member, unless the source was deleted.
+//! 5. *Reveal*: the stream becomes the log of the target, unless the target exists. At most a quarter of [`PIN`] after the commit.
 //! 6. *Confirm* at the source that the fork exists. Otherwise, *release* it.
 //!
-//! A member is committed before the fork is visible, so a source that has a fork is never removed. A member whose fork does not exist
-//! is [released](super::settle), but not while the fork could still become visible. What the first three steps leave expires. The
-//! fork is noted before the fourth and until after the last, so that another node finds out what became of it.
+//! The member is committed before the fork is visible, so a source that has a fork is never removed. A node
+//! [releases](super::settle) a member whose fork does not exist, once the fork can no longer become visible. What the first three steps
+//! write expires. A note of the fork exists from before the commit until after the last step: if this node stops, another one completes or
+//! releases the fork.
 
 use futures_util::future::{Either, select};
 use redis::Value;
@@ -34,18 +35,18 @@ use crate::{
     fault_injection::Faults,
 };
 
-/// How long a source is pinned, and an invisible stream lives, after the last step.
+/// The lifetime of a pin and of an invisible stream. Each step renews it.
 const PIN: Duration = Duration::from_secs(60);
 
-/// How many appends and bytes are copied at a time: Redis does nothing else meanwhile.
+/// The limits of a slice. Redis serves no other command while it reads or adds one.
 const MOST: usize = 500;
 const MOST_BYTES: usize = 256 * 1024;
 
-/// How often a step is sent if its outcome is not known, and the pause after the first time, which triples.
+/// How often a step is sent while its outcome is unknown, and the first pause, which triples each time.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a fork starts over because Redis has lost what was copied.
+/// How often a fork starts over because Redis has lost the copied appends.
 const LOSSES: u32 = 3;
 
 pub(super) struct Forks {
@@ -53,7 +54,7 @@ pub(super) struct Forks {
     pub(super) scripts: Arc<Scripts>,
     index: Arc<Index>,
     pub(super) keys: Arc<Keys>,
-    /// One slice at a time, so that Redis is free for others in between, however many forks this node makes.
+    /// Copies one slice at a time, so that other commands run in between, however many forks this node makes.
     turns: Semaphore,
     faults: Faults,
     pub(super) pin: Duration,
@@ -70,12 +71,12 @@ impl Forks {
         Self { link, scripts, index, keys, turns: Semaphore::new(1), faults, pin: faults.pin().unwrap_or(PIN) }
     }
 
-    /// Creates a channel as a fork, or finds it created in the same way.
+    /// Creates a channel as a fork, or returns the one that an equal request has created.
     ///
     /// # Cancel safety
     ///
-    /// A task makes the fork. If this future is dropped before the fork is committed, the task removes what it has copied. Otherwise
-    /// it makes the fork.
+    /// A task makes the fork. If this future is dropped before the commit, the task removes its copy. After the commit, the task completes
+    /// the fork.
     pub(super) async fn create(self: &Arc<Self>, name: &str, creation: &Creation) -> Result<Created, Error> {
         let (forks, name, creation) = (self.clone(), name.to_owned(), creation.clone());
         let (_dropped, cancelled) = oneshot::channel::<()>();
@@ -117,7 +118,7 @@ impl Forks {
         }
     }
 
-    /// Runs a step that may be repeated, until its outcome is known. Until then, it is as if it was not done.
+    /// Runs a repeatable step until its outcome is known.
     pub(super) async fn repeat(&self, call: &ScriptCall<'_>) -> Result<Value, Error> {
         self.again(call, Kind::Read).await
     }
@@ -158,7 +159,7 @@ struct Source {
     /// The end of what the fork inherits.
     at: Offset,
     floor: Floor,
-    /// The append that follows, if it was asked for.
+    /// The append after the end, if the fork inherits a part of it.
     next: Option<PageEntry>,
 }
 
@@ -184,7 +185,7 @@ struct Ready {
     content: Option<Batch>,
 }
 
-/// The making of one fork.
+/// One attempt to create a fork.
 struct Attempt<'a> {
     forks: &'a Forks,
     name: &'a str,
@@ -193,7 +194,7 @@ struct Attempt<'a> {
     source: [String; 4],
     /// The stream that is not visible yet.
     copy: String,
-    /// What the source knows the fork by. No other attempt has the same.
+    /// Identifies the fork at its source. Unique to this attempt.
     member: String,
     fingerprint: (u32, u32),
     lifetime: u64,
@@ -201,7 +202,7 @@ struct Attempt<'a> {
     /// The tag of the source that is pinned.
     tag: Option<String>,
     copied: bool,
-    /// What was noted of the fork before it was committed.
+    /// The note of the fork, once it is written.
     note: Option<String>,
 }
 
@@ -226,7 +227,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Makes everything of a fork that can be removed without a trace.
+    /// Runs the steps before the commit.
     async fn prepare(&mut self) -> Result<Ready, Error> {
         let mut source = self.pin().await?;
         let content_type = self.creation.content_type.as_ref().unwrap_or(&source.content_type);
@@ -380,15 +381,14 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Tells the source what has become of the fork, and removes what was copied for nothing. Whatever this cannot do expires, or is
-    /// done by another node.
+    /// Confirms the fork at the source, or removes the copy and releases the member. What fails here expires, or another node does it.
     async fn leave(&mut self, made: &Result<Created, Error>) {
         self.step().await;
         // Without it, nothing was left at the source.
         let Some(tag) = self.tag.take() else { return };
         let told = match made {
             Ok(Created { fresh: true, .. }) => self.forks.confirm(&self.source, &tag, &self.member).await,
-            // It may exist, or come to.
+            // The fork may exist, or may still become visible.
             Err(Error::Uncertain) => return,
             _ => {
                 if self.copied {

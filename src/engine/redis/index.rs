@@ -82,7 +82,7 @@ impl Index {
 
     /// Registers a name. Returns when, in milliseconds by the clock of the server.
     ///
-    /// Of an error, nothing was done that matters: a name without a channel is harmless.
+    /// After an error the name may be registered, which is harmless.
     pub(super) async fn register_one(self: &Arc<Self>, name: &str) -> Result<u64, Error> {
         self.register(&[name]).await.pop().unwrap_or(Err(Error::Unreachable))
     }
@@ -107,7 +107,7 @@ impl Index {
             for nth in members {
                 call.arg(names[*nth]);
             }
-            // As a read: nothing was done that matters, whatever the error.
+            // As a read: a registration whose outcome is unknown is harmless.
             u64::from_redis_value(self.link.read(&call).await?).map_err(|_| strange(Kind::Read))
         }))
         .await;
@@ -192,7 +192,7 @@ impl Examining<'_> {
         let (shard, cursor) = self.next;
         let Ok(mut page) = self.index.page(shard, cursor, EXAMINED).await else { return };
         self.next = if page.cursor == 0 { ((shard + 1) % SHARDS, 0) } else { (shard, page.cursor) };
-        // The registrations are old, and only then it is asked whether the channels exist.
+        // Rule 2: the age of a registration is checked before the existence of its channel.
         page.listed.retain(|listed| listed.stale.is_some());
         // A page is larger than was asked for if the hash is small or many names have one bucket.
         for listed in page.listed.chunks(EXAMINED) {
@@ -283,7 +283,7 @@ impl Walk {
         match marked.await {
             Ok(_) => Ok(At::Keyspace(0, Some(id))),
             Err(Error::Unreachable) => Err(Error::Unreachable),
-            // Redis is full, for example. The names are listed all the same.
+            // For example, Redis is out of memory. The names are listed nevertheless.
             Err(_) => Ok(At::Keyspace(0, None)),
         }
     }

@@ -1,8 +1,8 @@
 //! Tombstones: a deleted channel keeps its name while it has forks. When a fork has ended, a node releases it at its source, which is then
 //! removed if it was the last one, and is released at its own source in turn.
 //!
-//! A fork may end by itself, or a node may not get to release it. So whoever meets a tombstone looks whether its forks still exist.
-//! A node may end just when a fork becomes visible. So the fork is noted, and another node finds out whether it exists.
+//! A fork may expire, or its node may stop before it releases it. So a node that receives "deleted" for a channel checks whether its forks still
+//! exist. A node may also stop just when a fork becomes visible. So the fork is noted, and another node checks whether it exists.
 
 use redis::FromRedisValue;
 use std::sync::Weak;
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::Error;
 
-/// How many members of a source are looked at together, and how many are at most before a tombstone is left for the next request.
+/// How many members of a source one step checks, and how many one request checks at most.
 const SOME: usize = 64;
 const MOST: usize = 1_024;
 
 /// The lowest score of a member that is committed: see `common.lua`.
 const COMMITTED: f64 = 4_503_599_627_370_496.0;
 
-/// What there is of a fork.
+/// The state of a fork.
 enum Member {
     Ended,
     /// It was deleted, and keeps its name for forks of its own.
@@ -34,7 +34,7 @@ enum Member {
 }
 
 impl Forks {
-    /// Removes the tombstone of this name if all of its forks have ended. Returns whether there is none any more.
+    /// Removes the tombstone of this name if all of its forks have ended. Returns whether the name has no tombstone now.
     pub(super) async fn settle(&self, name: &str) -> bool {
         self.try_to_settle(&self.keys.stem(name)).await.unwrap_or(false)
     }
@@ -96,7 +96,7 @@ impl Forks {
         Ok(false)
     }
 
-    /// Finds out what there is of a member of a source. One that this layout cannot read counts as a fork, and is not changed.
+    /// Returns the state of a member of a source. A member in another layout counts as a fork, and is not changed.
     async fn member(&self, member: &str, of: &str) -> Result<Member, Error> {
         let Some((hash, tag)) = member.rsplit_once(' ') else { return Ok(Member::Ended) };
         let mut command = redis::cmd("HMGET");
@@ -141,7 +141,7 @@ impl Forks {
         }
     }
 
-    /// Releases at its source a channel that was removed, as the rest of an answer says.
+    /// Releases a removed channel at the source that the rest of a reply names.
     pub(super) async fn cascade(&self, said: &mut Reply) -> Result<(), Error> {
         let Some(orphan) = parse_orphan(said)? else { return Ok(()) };
         self.release(&Keys::of_stem(&orphan.source), &orphan.tag, true, &[orphan.member]).await.map(drop)
@@ -152,7 +152,7 @@ impl Forks {
         self.release(source, tag, true, &[member.to_owned()]).await.map(drop)
     }
 
-    /// Makes a fork that exists a member for good.
+    /// Confirms that a fork exists.
     pub(super) async fn confirm(&self, source: &[String; 4], tag: &str, member: &str) -> Result<(), Error> {
         let mut call = self.at_source(source, "confirm");
         call.arg(member).arg(0).arg(tag);
@@ -182,12 +182,12 @@ impl Forks {
         call
     }
 
-    /// Finds out now and then what became of forks that other nodes were making, until these are dropped.
+    /// Completes or releases the forks of nodes that have stopped, three times in each lifetime of a pin, until `forks` is dropped.
     pub(super) async fn recover(forks: Weak<Self>) {
         while let Some(every) = forks.upgrade().map(|forks| forks.pin / 3) {
             sleep(every).await;
             let Some(forks) = forks.upgrade() else { return };
-            // What fails is tried again.
+            // A later round retries.
             drop(forks.recover_some().await);
         }
     }
@@ -198,15 +198,14 @@ impl Forks {
             match self.find_out(&fork).await {
                 Ok(true) => self.erase(&fork).await?,
                 Err(Error::Unreachable) => break,
-                // Not yet, or this one cannot be read.
+                // It may still become visible, or its keys cannot be read.
                 Ok(false) | Err(_) => {}
             }
         }
         Ok(())
     }
 
-    /// Finds out whether a fork that was noted exists, and has its source know. Returns `false` if it is
-    /// committed, and may still become visible.
+    /// Confirms a noted fork if it exists, and releases it otherwise. Returns `false` if it may still become visible.
     async fn find_out(&self, fork: &str) -> Result<bool, Error> {
         let mut lines = fork.split('\n');
         let (Some(source), Some(tag), Some(member)) = (lines.next(), lines.next(), lines.next()) else {
