@@ -48,7 +48,7 @@ const CALLS: usize = 6;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) struct AppendBatcher {
-    link: Arc<Connection>,
+    connection: Arc<Connection>,
     script: Script,
     index: Arc<Index>,
     keys: Arc<Keys>,
@@ -56,8 +56,8 @@ pub(super) struct AppendBatcher {
 }
 
 impl AppendBatcher {
-    pub(super) fn new(link: Arc<Connection>, script: Script, index: Arc<Index>, keys: Arc<Keys>) -> Self {
-        Self { link, script, index, keys, waiting: Mutex::default() }
+    pub(super) fn new(connection: Arc<Connection>, script: Script, index: Arc<Index>, keys: Arc<Keys>) -> Self {
+        Self { connection, script, index, keys, waiting: Mutex::default() }
     }
 
     /// Appends, together with others or alone. One that is dropped before it was sent is not made.
@@ -80,7 +80,7 @@ impl AppendBatcher {
         if !waiting.alone && !waiting.sending {
             // Nothing is in flight, so the append needs no task.
             waiting.hold(&wish.keys[0]);
-            return Turn::Alone(wish, Alone { together: self.clone(), holds: None });
+            return Turn::Alone(wish, Alone { batcher: self.clone(), holds: None });
         }
         let (outcome, made) = oneshot::channel();
         waiting.queue.push_back((wish, outcome));
@@ -88,7 +88,7 @@ impl AppendBatcher {
         drop(waiting);
         assert_unlocked();
         if begins {
-            self.link.runtime().spawn(Sender::new(self.clone()));
+            self.connection.runtime().spawn(Sender::new(self.clone()));
         } else if let Some(sender) = sender {
             sender.wake();
         }
@@ -108,11 +108,11 @@ impl AppendBatcher {
     async fn make_in_background(self: &Arc<Self>, wish: QueuedAppend, mut alone: Alone) -> Result<Appended, Error> {
         alone.hold_on();
         let (outcome, result) = oneshot::channel();
-        let together = self.clone();
-        self.link.runtime().spawn(async move {
+        let batcher = self.clone();
+        self.connection.runtime().spawn(async move {
             let (wishes, mut made) = ([wish], [Err(Error::Unreachable)]);
             let again = Again { channels: vec![&*wishes[0].keys[0]], appends: vec![(0, 0)] };
-            together.make_again(&wishes, again, &mut made).await;
+            batcher.make_again(&wishes, again, &mut made).await;
             drop(alone);
             let [made] = made;
             let _ = outcome.send(made);
@@ -176,7 +176,7 @@ impl AppendBatcher {
             call.arg(time);
         }
         // Unconstrained, because otherwise the first poll does not send it if the task has used up its budget.
-        Ok(Reply::new(unconstrained(self.link.write(&call)).await?, Kind::Write)?.items().collect())
+        Ok(Reply::new(unconstrained(self.connection.write(&call)).await?, Kind::Write)?.items().collect())
     }
 }
 
@@ -219,7 +219,7 @@ enum Turn {
 
 /// An append that was sent alone and is in flight, until this is dropped.
 struct Alone {
-    together: Arc<AppendBatcher>,
+    batcher: Arc<AppendBatcher>,
     /// The number and the channel of its call, if no append may overtake it, however long it takes.
     holds: Option<(u64, String)>,
 }
@@ -227,13 +227,13 @@ struct Alone {
 impl Alone {
     /// Does not let other appends overtake this one any more. The caller ensures that it is polled.
     fn hold_on(&mut self) {
-        self.holds = self.together.waiting.lock().held.take();
+        self.holds = self.batcher.waiting.lock().held.take();
     }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        let mut waiting = self.together.waiting.lock();
+        let mut waiting = self.batcher.waiting.lock();
         waiting.alone = false;
         let released = match self.holds.take() {
             Some((number, channel)) => {
@@ -249,7 +249,7 @@ impl Drop for Alone {
         drop(waiting);
         assert_unlocked();
         if begins {
-            self.together.link.runtime().spawn(Sender::new(self.together.clone()));
+            self.batcher.connection.runtime().spawn(Sender::new(self.batcher.clone()));
         } else if let Some(sender) = sender {
             sender.wake();
         }
@@ -261,7 +261,7 @@ type Sending = Pin<Box<dyn Future<Output = (AppendBatch, Vec<Result<Appended, Er
 /// The task that sends queued appends, until the queue is empty and all calls have returned. There is at most one, so
 /// that appends are sent in the order of the queue.
 pub(super) struct Sender {
-    together: Arc<AppendBatcher>,
+    batcher: Arc<AppendBatcher>,
     calls: FuturesUnordered<Sending>,
     /// Ends the time for which appends are parked behind one that was sent alone.
     patience: Option<Pin<Box<Sleep>>>,
@@ -292,8 +292,8 @@ impl Future for Sender {
 }
 
 impl Sender {
-    fn new(together: Arc<AppendBatcher>) -> Self {
-        Self { together, calls: FuturesUnordered::new(), patience: None, left: false }
+    fn new(batcher: Arc<AppendBatcher>) -> Self {
+        Self { batcher, calls: FuturesUnordered::new(), patience: None, left: false }
     }
 
     /// Sends calls until [`CALLS`] are in flight, no append may be sent, or none is `left` to be examined in this poll. Returns how
@@ -301,11 +301,11 @@ impl Sender {
     fn send_next(&mut self, left: &mut usize, cx: &mut Context<'_>) -> usize {
         let mut sent = 0;
         while self.calls.len() < CALLS {
-            let Some(batch) = self.together.take(left) else { break };
+            let Some(batch) = self.batcher.take(left) else { break };
             sent += 1;
-            let together = self.together.clone();
+            let batcher = self.batcher.clone();
             let mut call: Sending = Box::pin(async move {
-                let made = together.make(&batch.wishes).await;
+                let made = batcher.make(&batch.wishes).await;
                 (batch, made)
             });
             // The first poll sends this call, before the appends of the next one are taken.
@@ -318,7 +318,7 @@ impl Sender {
     }
 
     fn settle(&self, (batch, made): (AppendBatch, Vec<Result<Appended, Error>>)) {
-        let mut waiting = self.together.waiting.lock();
+        let mut waiting = self.batcher.waiting.lock();
         for wish in &batch.wishes {
             waiting.release(batch.number, &wish.keys[0]);
         }
@@ -332,7 +332,7 @@ impl Sender {
     /// Whether the appends that are parked behind one that was sent alone may be sent, because it has not returned for
     /// [`PATIENCE`].
     fn overtakes(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.together.waiting.lock().is_held() {
+        if !self.batcher.waiting.lock().is_held() {
             self.patience = None;
             return false;
         }
@@ -341,7 +341,7 @@ impl Sender {
             return false;
         }
         self.patience = None;
-        self.together.waiting.lock().release_held()
+        self.batcher.waiting.lock().release_held()
     }
 
     /// Returns `false` if there is something to send. Otherwise registers the waker for new appends, or ends the task
@@ -350,7 +350,7 @@ impl Sender {
         let sender = cx.waker().clone();
         // Declared before the lock is taken, so dropped after it is released.
         let _replaced;
-        let mut waiting = self.together.waiting.lock();
+        let mut waiting = self.batcher.waiting.lock();
         if self.calls.len() < CALLS && !(waiting.queue.is_empty() && waiting.ready.is_empty()) {
             return false;
         }
@@ -368,7 +368,7 @@ impl Drop for Sender {
         if self.left {
             return;
         }
-        let mut waiting = self.together.waiting.lock();
+        let mut waiting = self.batcher.waiting.lock();
         waiting.sending = false;
         waiting.held = None;
         waiting.ready.clear();
@@ -390,9 +390,9 @@ mod tests {
     };
 
     /// It is never connected, so each call fails at once.
-    fn together() -> Arc<AppendBatcher> {
+    fn batcher() -> Arc<AppendBatcher> {
         let redis = Redis::new("redis://127.0.0.1:1", None, "comet", Retention::default(), 1, Faults::default());
-        redis.expect("a URL").together
+        redis.expect("a URL").batcher
     }
 
     fn wish(channel: &str) -> QueuedAppend {
@@ -407,16 +407,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_append_that_creates_its_channel_is_not_overtaken_however_long_it_takes() {
         for (holds_on, overtaken) in [(false, true), (true, false)] {
-            let together = together();
-            let Turn::Alone(_, mut alone) = together.enter(wish("a")) else { panic!("nothing else is in flight") };
+            let batcher = batcher();
+            let Turn::Alone(_, mut alone) = batcher.enter(wish("a")) else { panic!("nothing else is in flight") };
             if holds_on {
                 alone.hold_on();
             }
-            let Turn::Together(mut later) = together.enter(wish("a")) else { panic!("it is queued") };
+            let Turn::Together(mut later) = batcher.enter(wish("a")) else { panic!("it is queued") };
             sleep(2 * PATIENCE).await;
             assert_eq!(later.try_recv().is_ok(), overtaken, "{holds_on}");
             // Other channels are not held up, whether or not a task was left.
-            let Turn::Together(other) = together.enter(wish("b")) else { panic!("it is queued") };
+            let Turn::Together(other) = batcher.enter(wish("b")) else { panic!("it is queued") };
             assert!(matches!(other.await, Ok(Err(Error::Unreachable))));
             drop(alone);
             if holds_on {
@@ -428,9 +428,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_poll_examines_a_bounded_number_of_appends() {
         const BUSY: usize = 5 * EXAMINED;
-        let together = together();
+        let batcher = batcher();
         let mut made = Vec::new();
-        let mut waiting = together.waiting.lock();
+        let mut waiting = batcher.waiting.lock();
         waiting.hold("busy");
         waiting.sending = true;
         for nth in 0..=BUSY {
@@ -441,13 +441,13 @@ mod tests {
         }
         drop(waiting);
 
-        let (mut sender, mut polls) = (Sender::new(together.clone()), 0);
+        let (mut sender, mut polls) = (Sender::new(batcher.clone()), 0);
         let (mut queued, mut settled) = (BUSY + 1, 0);
         poll_fn(|cx| {
             let poll = Pin::new(&mut sender).poll(cx);
             polls += 1;
             let (queued_before, settled_before) = (queued, settled);
-            queued = together.waiting.lock().queue.len();
+            queued = batcher.waiting.lock().queue.len();
             settled = made.iter().filter(|result| !result.is_empty()).count();
             assert!(queued_before - queued <= EXAMINED, "parked {} in one poll", queued_before - queued);
             assert!(settled - settled_before <= EXAMINED, "failed {} in one poll", settled - settled_before);

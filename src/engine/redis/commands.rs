@@ -100,13 +100,13 @@ impl Redis {
             yield_now().await;
         }
         let wishes: Vec<_> = names.iter().map(|name| self.wish(name, append)).collect();
-        Ok(self.together.make(&wishes).await)
+        Ok(self.batcher.make(&wishes).await)
     }
 
     pub(super) async fn ask_to_append(&self, name: &str, append: &Append<'_>) -> Result<Appended, Error> {
-        let appended = self.together.append(self.wish(name, append)).await;
+        let appended = self.batcher.append(self.wish(name, append)).await;
         if is_deleted(&appended) && self.forks.settle(name).await {
-            return self.together.append(self.wish(name, append)).await;
+            return self.batcher.append(self.wish(name, append)).await;
         }
         appended
     }
@@ -122,7 +122,7 @@ impl Redis {
             let fingerprint = fingerprint();
             let mut call = create_call(&self.scripts, &self.keys, name, creation, batch.as_ref(), fingerprint, None);
             call.arg("").arg(self.index.register_one(name).await?);
-            let mut said = Reply::new(self.link.write(&call).await?, Kind::Write)?;
+            let mut said = Reply::new(self.connection.write(&call).await?, Kind::Write)?;
             match &*said.text()? {
                 "conflict" if said.flag()? && !settled && self.forks.settle(name).await => settled = true,
                 word => return created(word, &mut said),
@@ -141,7 +141,7 @@ impl Redis {
     async fn try_to_delete(&self, name: &str) -> Result<Offset, Error> {
         let mut script = self.script(&self.scripts.delete, name);
         script.arg(self.keys.topic(name));
-        let mut said = Reply::new(self.link.write(&script).await?, Kind::Write)?;
+        let mut said = Reply::new(self.connection.write(&script).await?, Kind::Write)?;
         match &*said.text()? {
             "done" => {
                 let tail = said.offset()?;
@@ -179,7 +179,7 @@ impl Redis {
         let mut script = self.script(&self.scripts.read, name);
         place(&mut script, Some(from));
         script.arg(limit).arg(u8::from(touch == Touch::Yes));
-        let mut said = Reply::new(self.link.read(&script).await?, Kind::Read)?;
+        let mut said = Reply::new(self.connection.read(&script).await?, Kind::Read)?;
         match &*said.text()? {
             "found" => {}
             "deleted" => return Err(said.gone()?),
@@ -249,7 +249,7 @@ impl Redis {
             Value::BulkString(id) => parse_id(&id).map(Comparison::At).ok_or_else(|| strange(Kind::Read)),
             _ => Ok(Comparison::Other),
         };
-        let said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
+        let said = Reply::new(self.connection.read(&call).await?, Kind::Read)?;
         let seen: Vec<_> = said.items().map(seen).collect::<Result<_, _>>()?;
         if seen.len() == held.len() { Ok(seen) } else { Err(strange(Kind::Read)) }
     }
@@ -260,7 +260,7 @@ impl Redis {
         for (_, tail) in appends {
             call.arg(tail.position()).arg(tail.fingerprint());
         }
-        let mut said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.connection.read(&call).await?, Kind::Read)?;
         let fate = |_| {
             Ok(match &*said.text()? {
                 "kept" => AppendFate::Kept,
@@ -278,7 +278,8 @@ impl Redis {
         let ReadFrom::From(Start::After(offset)) = from else { return from };
         let mut command = redis::cmd("XRANGE");
         command.arg(&self.keys.channel(name)[1]).arg(offset.position()).arg(offset.position());
-        let found = self.link.ask(&command).await.ok().and_then(|found| Vec::<Value>::from_redis_value(found).ok());
+        let found =
+            self.connection.ask(&command).await.ok().and_then(|found| Vec::<Value>::from_redis_value(found).ok());
         let first = found.and_then(|found| Reply::new(found.into_iter().next()?, Kind::Read).ok()?.text().ok());
         let low = first.and_then(|id| id.split_once('-')?.1.parse().ok());
         low.map_or(ReadFrom::From(Start::Tail), |low| ReadFrom::From(Start::After(Offset::new(offset.position(), low))))

@@ -38,8 +38,8 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) async fn connect(link: &Connection, keys: &Keys) -> Result<Self, Error> {
-        let client = link.client().map_err(|error| cause(&error))?;
+    pub(super) async fn connect(connection: &Connection, keys: &Keys) -> Result<Self, Error> {
+        let client = connection.client().map_err(|error| cause(&error))?;
         let connected = timeout(CONNECT, client.get_async_pubsub()).await.map_err(|_| Error::Unreachable)?;
         let (mut sink, stream) = connected.map_err(|error| cause(&error))?.split();
         for topic in [&keys.own, &keys.broadcasts] {

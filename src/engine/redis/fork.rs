@@ -50,7 +50,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LOSSES: u32 = 3;
 
 pub(super) struct Forks {
-    pub(super) link: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
     pub(super) scripts: Arc<Scripts>,
     index: Arc<Index>,
     pub(super) keys: Arc<Keys>,
@@ -62,13 +62,13 @@ pub(super) struct Forks {
 
 impl Forks {
     pub(super) fn new(
-        link: Arc<Connection>,
+        connection: Arc<Connection>,
         scripts: Arc<Scripts>,
         index: Arc<Index>,
         keys: Arc<Keys>,
         faults: Faults,
     ) -> Self {
-        Self { link, scripts, index, keys, turns: Semaphore::new(1), faults, pin: faults.pin().unwrap_or(PIN) }
+        Self { connection, scripts, index, keys, turns: Semaphore::new(1), faults, pin: faults.pin().unwrap_or(PIN) }
     }
 
     /// Creates a channel as a fork, or returns the one that an equal request has created.
@@ -80,7 +80,7 @@ impl Forks {
     pub(super) async fn create(self: &Arc<Self>, name: &str, creation: &Creation) -> Result<Created, Error> {
         let (forks, name, creation) = (self.clone(), name.to_owned(), creation.clone());
         let (_dropped, cancelled) = oneshot::channel::<()>();
-        let made = self.link.runtime().spawn(async move { forks.run(&name, &creation, cancelled).await });
+        let made = self.connection.runtime().spawn(async move { forks.run(&name, &creation, cancelled).await });
         // No outcome: the runtime was shut down.
         made.await.unwrap_or(Err(Error::Uncertain))
     }
@@ -109,7 +109,7 @@ impl Forks {
         loop {
             let mut call = create_call(&self.scripts, &self.keys, name, creation, None, fingerprint(), None);
             call.arg(pack_fork(fork)).arg("");
-            let mut said = Reply::new(self.link.write(&call).await?, Kind::Write)?;
+            let mut said = Reply::new(self.connection.write(&call).await?, Kind::Write)?;
             match &*said.text()? {
                 "unknown" => return Ok(None),
                 "conflict" if said.flag()? && !settled && self.settle(name).await => settled = true,
@@ -126,7 +126,7 @@ impl Forks {
     async fn again(&self, call: &ScriptCall<'_>, kind: Kind) -> Result<Value, Error> {
         let (mut attempts, mut pause, mut uncertain) = (0, PAUSE, false);
         loop {
-            let error = match self.link.run(call, kind).await {
+            let error = match self.connection.run(call, kind).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
@@ -406,7 +406,7 @@ impl<'a> Attempt<'a> {
     async fn discard(&self) -> Result<(), Error> {
         let mut unlink = redis::cmd("UNLINK");
         unlink.arg(&self.copy);
-        self.forks.link.ask(&unlink).await.map(drop)
+        self.forks.connection.ask(&unlink).await.map(drop)
     }
 
     fn at_source(&self, step: &str) -> ScriptCall<'a> {

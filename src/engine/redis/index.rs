@@ -64,7 +64,7 @@ const EXAMINED: usize = 128;
 const BUILDING: &str = "\0building";
 
 pub(super) struct Index {
-    link: Arc<Connection>,
+    connection: Arc<Connection>,
     scripts: IndexScripts,
     keys: Arc<Keys>,
     /// Registrations since this node examined registered names for the last time.
@@ -74,10 +74,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(link: Arc<Connection>, scripts: IndexScripts, keys: Arc<Keys>) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, scripts: IndexScripts, keys: Arc<Keys>) -> Self {
         // Nodes begin in different shards.
         let next = Mutex::new(Some((fastrand::usize(..SHARDS), 0)));
-        Self { link, scripts, keys, registrations: AtomicUsize::new(0), next }
+        Self { connection, scripts, keys, registrations: AtomicUsize::new(0), next }
     }
 
     /// Registers a name. Returns when, in milliseconds by the clock of the server.
@@ -108,7 +108,7 @@ impl Index {
                 call.arg(names[*nth]);
             }
             // As a read: a registration whose outcome is unknown is harmless.
-            u64::from_redis_value(self.link.read(&call).await?).map_err(|_| strange(Kind::Read))
+            u64::from_redis_value(self.connection.read(&call).await?).map_err(|_| strange(Kind::Read))
         }))
         .await;
         let mut registered: Vec<_> = names.iter().map(|_| Err(Error::Unreachable)).collect();
@@ -125,7 +125,7 @@ impl Index {
         let Some(next) = self.next.lock().take() else { return };
         self.registrations.store(0, Relaxed);
         let index = self.clone();
-        self.link.runtime().spawn(async move {
+        self.connection.runtime().spawn(async move {
             let examining = Examining { index: &index, next };
             examining.run().await;
         });
@@ -136,7 +136,7 @@ impl Index {
         let key = self.keys.shard(shard);
         let mut call = ScriptCall::new(&self.scripts.list, 1, [&key].into_iter());
         call.arg(cursor).arg(count);
-        let mut said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
+        let mut said = Reply::new(self.connection.read(&call).await?, Kind::Read)?;
         let (now, id, cursor) = (said.number()?, said.text()?, said.number()?);
         let (mut listed, mut fields) = (Vec::new(), said.list()?.into_iter());
         while let (Some(name), Some(time)) = (fields.next(), fields.next()) {
@@ -161,7 +161,7 @@ impl Index {
             for (name, time) in names {
                 call.arg(name).arg(time);
             }
-            self.link.read(&call).await
+            self.connection.read(&call).await
         });
         try_join_all(pruned).await.map(drop)
     }
@@ -203,11 +203,11 @@ impl Examining<'_> {
     }
 
     async fn examine(&self, listed: &[Listed]) -> Result<(), Error> {
-        let Index { link, scripts, keys, .. } = self.index;
+        let Index { connection, scripts, keys, .. } = self.index;
         let channels: Vec<String> =
             listed.iter().map(|listed| keys.channel(&listed.name)).map(|[key, _]| key).collect();
         let call = ScriptCall::new(&scripts.present, channels.len(), channels.iter());
-        let said = Reply::new(link.read(&call).await?, Kind::Read)?;
+        let said = Reply::new(connection.read(&call).await?, Kind::Read)?;
         let absent = listed.iter().zip(said.items()).filter(|(_, present)| *present == Value::Int(0));
         let absent: Vec<Listed> = absent.map(|(listed, _)| listed.clone()).collect();
         if absent.is_empty() { Ok(()) } else { self.index.prune(&absent).await }
@@ -236,8 +236,8 @@ enum At {
 
 impl Names for Walk {
     fn next(&mut self) -> RemoteFuture<'_, Option<Vec<Listed>>> {
-        let link = self.index.link.clone();
-        link.within(async move {
+        let connection = self.index.connection.clone();
+        connection.within(async move {
             loop {
                 let page = match mem::replace(&mut self.at, At::End) {
                     At::Shards(shards) if shards.is_empty() => return Ok(None),
@@ -278,7 +278,7 @@ impl Walk {
         let marked = try_join_all((0..SHARDS).map(|shard| {
             let mut command = redis::cmd("HSET");
             command.arg(index.keys.shard(shard)).arg(BUILDING).arg(&id);
-            async move { index.link.ask(&command).await }
+            async move { index.connection.ask(&command).await }
         }));
         match marked.await {
             Ok(_) => Ok(At::Keyspace(0, Some(id))),
@@ -294,7 +294,7 @@ impl Walk {
         let index = &self.index;
         let mut command = redis::cmd("SCAN");
         command.arg(cursor).arg("MATCH").arg(index.keys.all()).arg("COUNT").arg(SCANNED);
-        let mut said = Reply::new(index.link.ask(&command).await?, Kind::Read)?;
+        let mut said = Reply::new(index.connection.ask(&command).await?, Kind::Read)?;
         let (cursor, keys) = (said.number()?, said.list()?);
         let keys = keys.into_iter().filter_map(|key| String::from_redis_value(key).ok());
         let names: Vec<String> = keys.filter_map(|key| index.keys.name_of(&key).map(ToOwned::to_owned)).collect();
@@ -315,7 +315,7 @@ impl Walk {
                     let key = index.keys.shard(shard);
                     let mut call = ScriptCall::new(&index.scripts.complete, 1, [&key].into_iter());
                     call.arg(id);
-                    index.link.read(&call).await
+                    index.connection.read(&call).await
                 }
             }));
             // If this fails, the next walk registers all channels again.

@@ -48,9 +48,9 @@ use scripts::Scripts;
 
 /// What is asked of Redis.
 pub(crate) struct Redis {
-    link: Arc<Connection>,
+    connection: Arc<Connection>,
     scripts: Arc<Scripts>,
-    together: Arc<AppendBatcher>,
+    batcher: Arc<AppendBatcher>,
     index: Arc<Index>,
     forks: Arc<Forks>,
     keys: Arc<Keys>,
@@ -132,22 +132,23 @@ impl Redis {
         faults: Faults,
     ) -> Result<Self, RedisError> {
         let node = fastrand::u64(..);
-        let link = Arc::new(Connection::new(url, credentials)?);
-        let topics = format!("{prefix}:{}:", link.database());
+        let connection = Arc::new(Connection::new(url, credentials)?);
+        let topics = format!("{prefix}:{}:", connection.database());
         let (own, broadcasts) = (format!("{topics}\u{0}probe:{node:016x}"), format!("{topics}\u{0}broadcast"));
         let scripts = Arc::new(Scripts::new(&LogLimits { retention, producers }));
         let keys = Arc::new(Keys { prefix: prefix.to_owned(), topics, own, broadcasts, node });
-        let index = Arc::new(Index::new(link.clone(), scripts.index.clone(), keys.clone()));
-        let together = Arc::new(AppendBatcher::new(link.clone(), scripts.append.clone(), index.clone(), keys.clone()));
-        let forks = Arc::new(Forks::new(link.clone(), scripts.clone(), index.clone(), keys.clone(), faults));
-        link.runtime().spawn(Forks::recover(Arc::downgrade(&forks)));
-        Ok(Self { link, scripts, together, index, forks, keys, faults })
+        let index = Arc::new(Index::new(connection.clone(), scripts.index.clone(), keys.clone()));
+        let batcher =
+            Arc::new(AppendBatcher::new(connection.clone(), scripts.append.clone(), index.clone(), keys.clone()));
+        let forks = Arc::new(Forks::new(connection.clone(), scripts.clone(), index.clone(), keys.clone(), faults));
+        connection.runtime().spawn(Forks::recover(Arc::downgrade(&forks)));
+        Ok(Self { connection, scripts, batcher, index, forks, keys, faults })
     }
 
     /// Connects once, and tries what channels need. Returns `false` if Redis cannot be reached, or refuses for a reason that may
     /// pass, and an error if it refuses for one that will not: the URL, the password, a permission.
     pub(crate) async fn try_out(&self) -> Result<bool, RedisError> {
-        self.link.try_out(&self.trial_call(), &self.keys.own).await
+        self.connection.try_out(&self.trial_call(), &self.keys.own).await
     }
 
     fn trial_call(&self) -> ScriptCall<'_> {
@@ -161,41 +162,41 @@ impl Redis {
 
 impl Remote for Redis {
     fn connect(&self) -> RemoteFuture<'_, Box<dyn Feed>> {
-        self.link.within(async {
-            self.link.connect(&self.scripts.append).await?;
+        self.connection.within(async {
+            self.connection.connect(&self.scripts.append).await?;
             self.trial().await?;
-            self.link.check_subscription(&self.keys.own).await?;
-            let feed = feed::Subscriber::connect(&self.link, &self.keys).await?;
+            self.connection.check_subscription(&self.keys.own).await?;
+            let feed = feed::Subscriber::connect(&self.connection, &self.keys).await?;
             Ok(Box::new(feed) as Box<dyn Feed>)
         })
     }
 
     fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.link.poll_lost(cx)
+        self.connection.poll_lost(cx)
     }
 
     fn append<'a>(&'a self, name: &'a str, append: &'a Append<'a>) -> RemoteFuture<'a, Appended> {
-        self.link.within(self.ask_to_append(name, append))
+        self.connection.within(self.ask_to_append(name, append))
     }
 
     fn create<'a>(&'a self, name: &'a str, creation: &'a Creation) -> RemoteFuture<'a, Created> {
-        self.link.within(self.ask_to_create(name, creation))
+        self.connection.within(self.ask_to_create(name, creation))
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> RemoteFuture<'a, Offset> {
-        self.link.within(self.ask_to_delete(name))
+        self.connection.within(self.ask_to_delete(name))
     }
 
     fn read<'a>(&'a self, name: &'a str, from: ReadFrom, limit: usize, touch: Touch) -> RemoteFuture<'a, RemoteRead> {
-        self.link.within(self.ask_to_read(name, from, limit, touch))
+        self.connection.within(self.ask_to_read(name, from, limit, touch))
     }
 
     fn compare<'a>(&'a self, held: &'a [CachedTail<'a>]) -> RemoteFuture<'a, Vec<Comparison>> {
-        self.link.within(self.ask_to_compare(held))
+        self.connection.within(self.ask_to_compare(held))
     }
 
     fn verify<'a>(&'a self, appends: &'a [(Arc<str>, Offset)]) -> RemoteFuture<'a, Vec<AppendFate>> {
-        self.link.within(self.ask_to_verify(appends))
+        self.connection.within(self.ask_to_verify(appends))
     }
 
     fn append_each<'a>(
@@ -203,7 +204,7 @@ impl Remote for Redis {
         names: &'a [String],
         append: &'a Append<'a>,
     ) -> RemoteFuture<'a, Vec<Result<Appended, Error>>> {
-        self.link.within(self.ask_to_append_each(names, append))
+        self.connection.within(self.ask_to_append_each(names, append))
     }
 
     fn names(&self) -> Box<dyn Names + '_> {
@@ -211,20 +212,20 @@ impl Remote for Redis {
     }
 
     fn forget<'a>(&'a self, names: &'a [Listed]) -> RemoteFuture<'a, ()> {
-        self.link.within(self.index.prune(names))
+        self.connection.within(self.index.prune(names))
     }
 
     fn announce<'a>(&'a self, broadcast: &'a Announcement) -> RemoteFuture<'a, ()> {
-        self.link.within(async move {
+        self.connection.within(async move {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&self.keys.broadcasts).arg(feed::pack_broadcast(self.keys.node, broadcast));
-            self.link.tell(&command).await.map(drop)
+            self.connection.tell(&command).await.map(drop)
         })
     }
 
     fn trial(&self) -> RemoteFuture<'_, ()> {
-        self.link.within(async move {
-            match self.link.attempt(&self.trial_call()).await {
+        self.connection.within(async move {
+            match self.connection.attempt(&self.trial_call()).await {
                 // Out of memory: channels can be read, and what is refused is reported as a limit.
                 Ok(()) | Err(Error::Full(_)) => Ok(()),
                 Err(error) => Err(error),
@@ -233,10 +234,10 @@ impl Remote for Redis {
     }
 
     fn probe(&self, number: u64) -> RemoteFuture<'_, ()> {
-        self.link.within(async move {
+        self.connection.within(async move {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&self.keys.own).arg(number);
-            self.link.ask(&command).await.map(drop)
+            self.connection.ask(&command).await.map(drop)
         })
     }
 }

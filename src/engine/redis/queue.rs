@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{Error, engine::Appended};
 
-/// How many appends go together, and how many bytes of them: Redis does nothing else meanwhile.
+/// The limits of one call, in appends and in bytes. Redis serves no other command while it runs.
 pub(super) const MOST: usize = 32;
 pub(super) const MOST_BYTES: usize = 256 * 1024;
 
@@ -279,6 +279,7 @@ mod tests {
         assert!(!waiting.release_held());
         assert!(waiting.busy.contains_key("a"));
     }
+
     #[test]
     fn what_has_not_been_examined_yet_keeps_its_place() {
         let mut waiting = AppendQueue::default();

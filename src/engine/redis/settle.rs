@@ -46,7 +46,7 @@ impl Forks {
             let keys = Keys::of_stem(&current);
             let mut call = self.at_source(&keys, "forks");
             call.arg(SOME);
-            let mut said = Reply::new(self.link.read(&call).await?, Kind::Read)?;
+            let mut said = Reply::new(self.connection.read(&call).await?, Kind::Read)?;
             let removed = match &*said.text()? {
                 "open" => true,
                 "removed" => {
@@ -101,7 +101,7 @@ impl Forks {
         let Some((hash, tag)) = member.rsplit_once(' ') else { return Ok(Member::Ended) };
         let mut command = redis::cmd("HMGET");
         command.arg(hash).arg("of").arg("is").arg("at");
-        let fields = match self.link.ask(&command).await {
+        let fields = match self.connection.ask(&command).await {
             Ok(fields) => Vec::<Option<Vec<u8>>>::from_redis_value(fields).unwrap_or_default(),
             // Another program's.
             Err(Error::Engine(_)) => return Ok(Member::Exists),
@@ -172,7 +172,7 @@ impl Forks {
     pub(super) async fn erase(&self, fork: &str) -> Result<(), Error> {
         let mut command = redis::cmd("ZREM");
         command.arg(self.keys.forking()).arg(fork);
-        self.link.ask(&command).await.map(drop)
+        self.connection.ask(&command).await.map(drop)
     }
 
     fn forking(&self, what: &str) -> ScriptCall<'_> {
@@ -193,7 +193,7 @@ impl Forks {
     }
 
     async fn recover_some(&self) -> Result<(), Error> {
-        let mut said = Reply::new(self.link.read(self.forking("due").arg(SOME)).await?, Kind::Read)?;
+        let mut said = Reply::new(self.connection.read(self.forking("due").arg(SOME)).await?, Kind::Read)?;
         while let Ok(fork) = said.text() {
             match self.find_out(&fork).await {
                 Ok(true) => self.erase(&fork).await?,
@@ -218,7 +218,7 @@ impl Forks {
         self.release(&keys, tag, false, &[member.to_owned()]).await?;
         let mut command = redis::cmd("ZSCORE");
         command.arg(&keys[2]).arg(member);
-        let score = Option::<f64>::from_redis_value(self.link.ask(&command).await?).unwrap_or_default();
+        let score = Option::<f64>::from_redis_value(self.connection.ask(&command).await?).unwrap_or_default();
         // A pin expires by itself.
         Ok(score.is_none_or(|score| score < COMMITTED))
     }
