@@ -52,11 +52,11 @@
 //!
 //! # What it does
 //!
-//! * **Nothing is lost between two polls.** A channel is a log; [`Retention`] bounds it. What cannot be served any more is
-//!   said (410, [`Error::Gone`]), never skipped in silence.
+//! * **Nothing is lost between two polls.** A channel is a log; [`Retention`] bounds it. A client whose next message was trimmed
+//!   receives an error (410, [`Error::Gone`]); no message is skipped silently.
 //! * **Plain HTTP.** The wire format is [Durable Streams 1.0](https://github.com/durable-streams/durable-streams): curl,
 //!   `fetch` and its clients can use it.
-//! * **Bounded.** Everything that a stranger's request can grow has a limit: see [`CometBuilder`] and [`Route`].
+//! * **Bounded.** Everything that a request can make grow has a limit: see [`CometBuilder`] and [`Route`].
 //! * **Closed by default.** A [`Route`] must name its readers; otherwise the layer panics at start-up. Writing is off until
 //!   the route names its writers: see [`Authorize`].
 //! * **Shuts down.** [`Comet::close_on`] ends all waits, so that a graceful shutdown does not hang on them.
@@ -64,7 +64,7 @@
 //!
 //! # What it does not do
 //!
-//! * Without Redis the logs are in memory, in one process; a restart empties them, and clients are told.
+//! * Without Redis the logs are in memory, in one process; a restart empties them, and clients receive 410.
 //! * Of Durable Streams it leaves out the subscriptions below `__ds`: 501 on a strict route.
 //! * No WebSockets, no presence, no acknowledgements.
 //!
@@ -78,6 +78,7 @@
 //! | `GET …?offset=OFFSET` | what there is after the offset |
 //! | `GET …?offset=OFFSET&live=long-poll` | the same, and waits if there is nothing |
 //! | `GET …?offset=OFFSET&live=sse` | the same as an event stream |
+//! | `GET …` with `Accept: text/event-stream` | an event stream, unless the route is strict |
 //! | `HEAD …` | type, tail and lifetime |
 //!
 //! | status | |
@@ -86,11 +87,11 @@
 //! | 204 | nothing came in time; or, with `Stream-Closed: true`, nothing will |
 //! | 304 | what `If-None-Match` names is still what there is |
 //! | 400 | a malformed offset, query, path or content type |
-//! | 401, 403, 404 | the route's [`Authorize`] said no; 404 also for a channel that was deleted during a wait |
-//! | 410 | the offset is no place to resume from: start over at `-1`, or at `Stream-Earliest-Offset` |
-//! | 429 | the client has as many waits as [`Route::max_waits_per`] allows: try again after `Retry-After` |
+//! | 401, 403, 404 | the route's [`Authorize`] hook denied the request; 404 also if the channel was deleted during a wait |
+//! | 410 | the channel does not keep what follows the offset: start over at `-1`, or at `Stream-Earliest-Offset` |
+//! | 429 | the client has as many waits as [`Route::max_waits_per`] allows, or [`Denied::too_many_requests`]: try again after `Retry-After` |
 //! | 500 | the route's [`Authorize`] hook panicked, or the key function of [`Route::max_waits_per`] |
-//! | 503 | a limit is reached, the server is closing, or the hook exceeded [`Route::hook_timeout`]: try again after `Retry-After` |
+//! | 503 | a limit is reached, the server is closing, the hook exceeded [`Route::hook_timeout`], or [`Denied::unavailable`]: try again after `Retry-After` |
 //!
 //! A route that allows it also takes `POST` (append, and with `Stream-Closed: true` the end of the stream), `PUT` (create) and
 //! `DELETE`. A [strict](Route::strict) route follows the protocol to the letter, and passes all 332 tests of its suite.
@@ -108,8 +109,8 @@
 //! # Beside other layers
 //!
 //! Tracing, CORS, authentication and compression go outside of the channels; time-outs and concurrency limits inside,
-//! where they see the application's requests and not the waits. An outer layer finds an [`Outcome`] in the extensions of
-//! responses to requests on a route. [Placement](placement) has tables for axum and for the common layers, and which
+//! where they see the application's requests and not the waits. The extensions of responses to requests on a
+//! route have an [`Outcome`] and the [`RoutePattern`], for outer layers. [Placement](placement) has tables for axum and for the common layers, and which
 //! arrangements of authentication guard the channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

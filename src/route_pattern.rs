@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use crate::name::{self, NameError, Slashes};
 
 /// The pattern of the route that a request was served on, such as `/rooms/{room}`: in the extensions of every response of
-/// the layer. The inner service's responses have none.
+/// the layer. Responses of the inner service have none, nor has the 404 of [`CometRoutes`](crate::CometRoutes) for a path on no route.
 ///
 /// Metrics are labelled with it instead of with the path, which has as many values as clients send.
 ///
