@@ -122,7 +122,7 @@ impl fmt::Debug for MediaType {
 
 /// Whether two types are the same apart from case and parameters such as `charset`.
 ///
-/// `common.lua` compares in the same way: for a type that parses, its `essence` is this one in lower case.
+/// `helpers.lua` compares in the same way: for a type that parses, its `essence` is this one in lower case.
 pub(crate) fn same_type(a: &MediaType, b: &MediaType) -> bool {
     a.essence().eq_ignore_ascii_case(b.essence())
 }

@@ -1,6 +1,6 @@
 -- What all scripts begin with. A channel is two keys: `…:channel`, a hash that says what it is, and `…:log`, a stream of its
 -- appends, whose ids are `<position>-<fingerprint>`. An offset is such an id, so it proves by itself which append it is.
--- One that was forked has a third, `…:forks`, a sorted set of the forks (see `common.lua`); `…:was` is what a deleted one leaves.
+-- One that was forked has a third, `…:forks`, a sorted set of the forks (see `helpers.lua`); `…:was` is what a deleted one leaves.
 --
 -- The hash has `type`, and in one field each what seldom changes, `is`, and what every append changes, `at`: a field costs as much as
 -- a number of numbers in it. Beside them are the last `Stream-Seq`, the producers, the ids of the last

@@ -72,7 +72,7 @@ impl Reply {
         }
     }
 
-    /// Reads the rest of an answer that begins with a word which all scripts have in common: see `failure` in `common.lua`.
+    /// Reads the rest of an answer that begins with a word which all scripts have in common: see `failure` in `helpers.lua`.
     pub(super) fn failure(&mut self, word: &str) -> Error {
         self.parse_failure(word).unwrap_or_else(|unparsable| unparsable)
     }

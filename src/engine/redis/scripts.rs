@@ -66,7 +66,7 @@ impl Scripts {
         // What is kept is a part of the scripts: as an argument it would be sent and read each time.
         let bounds = bounds(kept);
         let script = |parts: &[&str]| Script::new(&[&*bounds, include_str!("layout.lua"), &*parts.concat()].concat());
-        let common = include_str!("common.lua");
+        let common = include_str!("helpers.lua");
         let lifetime = include_str!("lifetime.lua");
         let guarded = |operation: &str, topic: &str| {
             script(&[
@@ -80,7 +80,7 @@ impl Scripts {
             ])
         };
         Self {
-            append: script(&[include_str!("lean.lua"), common, include_str!("append.lua")]),
+            append: script(&[include_str!("append_fast.lua"), common, include_str!("append_slow.lua")]),
             read: guarded(include_str!("read.lua"), "nil"),
             create: guarded(include_str!("create.lua"), "ARGV[1]"),
             delete: guarded(include_str!("delete.lua"), "ARGV[1]"),

@@ -22,7 +22,7 @@ use crate::Error;
 const SOME: usize = 64;
 const MOST: usize = 1_024;
 
-/// The lowest score of a member that is committed: see `common.lua`.
+/// The lowest score of a member that is committed: see `helpers.lua`.
 const COMMITTED: f64 = 4_503_599_627_370_496.0;
 
 /// The state of a fork.

@@ -5,7 +5,7 @@ local function tag_of(low)
   return math.floor(tonumber(low) / 4294967296)
 end
 
--- What was lost with the append may have been a producer: see `append.lua`. Redis may refuse the write, which changes nothing of the
+-- What was lost with the append may have been a producer: see `append_slow.lua`. Redis may refuse the write, which changes nothing of the
 -- answer.
 local function lost(meta)
   redis.pcall('HSET', meta, 'forgot', '1')

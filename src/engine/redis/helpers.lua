@@ -300,7 +300,7 @@ local function add(it, data, messages, own, closes)
   -- A stream that is made now has no expiry yet.
   if it.tail == it.floor then it.first, it.kept = now, 0 end
   local before
-  -- The hash first, as in `lean.lua`. Returns the error if the entry is refused.
+  -- The hash first, as in `append_fast.lua`. Returns the error if the entry is refused.
   local function try()
     local tail, sum, was = it.tail, it.sum, dirty
     before = it.low

@@ -4,7 +4,7 @@
 --
 -- This makes the usual append: to a channel that exists, is open, of the right type and without a lifetime of its own, and not by a
 -- producer. It uses none of the functions that follow, because defining them costs Redis more than this. Any other append, and
--- every later one to the same channel, is left to `append.lua`.
+-- every later one to the same channel, is left to `append_slow.lua`.
 --
 -- Answers one item for each append. An append that fails changes nothing of the answers of others.
 local call, pcall_of, pack, unpack, format = redis.call, redis.pcall, struct.pack, struct.unpack, string.format
